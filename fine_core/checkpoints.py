@@ -1,0 +1,83 @@
+"""Models on disk: safetensors with the config as JSON in the file's metadata. Nothing here unpickles."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fine_core.dit import DiT, DiTConfig, ModelSize
+
+
+class CheckpointError(ValueError):
+    """A file that is damaged, of another kind, or of another shape than asked for."""
+
+
+def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], *, kind: str, config: dict) -> None:
+    """Write tensors and their JSON config; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(contiguous, temporary, metadata={"kind": kind, "config": json.dumps(config, sort_keys=True)})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_tensors(path: str | os.PathLike, *, kind: str) -> tuple[dict[str, Tensor], dict]:
+    """Tensors and config of a file written by `save_tensors`. Raises CheckpointError, or FileNotFoundError."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such file: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
+    if metadata.get("kind") != kind or "config" not in metadata:
+        raise CheckpointError(f"{path} holds {metadata.get('kind', 'tensors without a config')!r}, not {kind!r}")
+    return tensors, json.loads(metadata["config"])
+
+
+def config_to_json(config: DiTConfig) -> dict:
+    return asdict(config)
+
+
+def config_from_json(data: dict) -> DiTConfig:
+    return DiTConfig(**{**data, "size": ModelSize(**data["size"])})
+
+
+def save_model(model: DiT, path: str | os.PathLike) -> None:
+    """Write a dense DiT with its config."""
+    save_tensors(path, model.state_dict(), kind="dit", config=config_to_json(model.config))
+
+
+def load_model(path: str | os.PathLike, *, expect: DiTConfig | None = None) -> DiT:
+    """Load a dense DiT written by `save_model`.
+
+    Raises CheckpointError if the file is damaged, its tensors do not fit its config, or its config is not `expect`.
+    """
+    tensors, data = load_tensors(path, kind="dit")
+    config = config_from_json(data)
+    if expect is not None and config != expect:
+        raise CheckpointError(f"{path} holds a model of another shape: {config}, expected {expect}")
+    with torch.device("meta"):
+        model = DiT(config)
+    load_strictly(model, tensors, path)
+    return model
+
+
+def load_strictly(model: torch.nn.Module, tensors: dict[str, Tensor], path: str | os.PathLike) -> None:
+    """Put tensors into a model on the meta device; raises CheckpointError where names or shapes differ."""
+    try:
+        model.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit its config: {str(error).splitlines()[-1].strip()}") from error

@@ -1,0 +1,85 @@
+"""FID and KID through torchmetrics on precomputed features, and the protocol without which a score does not exist.
+
+FID: Heusel et al., arXiv 1706.08500, equation 6. KID: Binkowski et al., arXiv 1801.01401, section 4.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fine_core.randomness import stream_seed
+from fine_core.sampling import SamplerSpec
+
+KID_SUBSETS = 50
+KID_SUBSET_SHARE = 0.5  # of the smaller set, at most KID_SUBSET_LIMIT
+KID_SUBSET_LIMIT = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSpec:
+    """How a model is scored: `num_samples` images drawn by `sampler`, against one split of the dataset."""
+
+    num_samples: int
+    sampler: SamplerSpec
+    reference_split: str = "train"
+    batch_size: int = 250
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 2:
+            raise ValueError(f"num_samples is {self.num_samples}; FID needs at least 2")
+
+    def protocol(self, dataset: str, extractor_name: str) -> str:
+        """One line that names everything a score depends on. Equal protocols make comparable scores."""
+        s = self.sampler
+        return (
+            f"{extractor_name} | {self.num_samples} samples | {s.sampler} {s.sampling_steps} steps"
+            f" | guidance {s.guidance_scale:g} | reference {dataset}:{self.reference_split}"
+        )
+
+
+class _PrecomputedFeatures(nn.Module):
+    """Hands features through, so that one extraction serves every torchmetrics score."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def fid_from_features(real: Tensor, fake: Tensor) -> float:
+    """Fréchet distance between two feature sets (N, F) and (M, F). Raises ValueError below two samples each."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    if min(len(real), len(fake)) < 2:
+        raise ValueError(f"FID needs at least 2 samples of each set, got {len(real)} real and {len(fake)} fake")
+    metric = FrechetInceptionDistance(feature=_PrecomputedFeatures(real.shape[1]), sync_on_compute=False)
+    metric.update(real.double(), real=True)
+    metric.update(fake.double(), real=False)
+    return metric.compute().item()
+
+
+def kid_from_features(real: Tensor, fake: Tensor, *, seed: int) -> float:
+    """Kernel distance (mean over subsets) between two feature sets; the subsets are drawn from `seed`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchmetrics warns that KID keeps all features, which ours are already
+        from torchmetrics.image.kid import KernelInceptionDistance
+
+        subset_size = min(KID_SUBSET_LIMIT, max(2, int(KID_SUBSET_SHARE * min(len(real), len(fake)))))
+        metric = KernelInceptionDistance(
+            feature=_PrecomputedFeatures(real.shape[1]),
+            subsets=KID_SUBSETS,
+            subset_size=subset_size,
+            sync_on_compute=False,
+        )
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "kid"))
+        mean, _ = metric.compute()
+    return mean.item()

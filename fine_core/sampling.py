@@ -1,0 +1,98 @@
+"""Sampling through diffusers' schedulers, with classifier-free guidance and seeds that do not depend on the batching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fine_core.diffusion import BETA_END, BETA_START, NUM_TIMESTEPS
+from fine_core.dit import DiT
+from fine_core.randomness import stream_generator
+
+SAMPLERS = ("ddim", "dpm-solver++", "ddpm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSpec:
+    """How images are drawn from a model: scheduler, number of denoising steps and guidance (1.0 = none)."""
+
+    sampler: str = "ddim"
+    sampling_steps: int = 50
+    guidance_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {self.sampler!r}; choose one of {', '.join(SAMPLERS)}")
+        if not 1 <= self.sampling_steps <= NUM_TIMESTEPS:
+            raise ValueError(f"sampling_steps is {self.sampling_steps}; it must be between 1 and {NUM_TIMESTEPS}")
+        if self.guidance_scale < 1.0:
+            raise ValueError(f"guidance_scale is {self.guidance_scale}; it must be at least 1 (1 = no guidance)")
+
+    @property
+    def passes_per_sample(self) -> int:
+        """Forward passes of the model for one image."""
+        return self.sampling_steps * (2 if self.guidance_scale > 1 else 1)
+
+
+def _scheduler(spec: SamplerSpec, learn_sigma: bool):
+    # Imported late: training runs where diffusers is not installed.
+    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+
+    betas = {
+        "num_train_timesteps": NUM_TIMESTEPS,
+        "beta_start": BETA_START,
+        "beta_end": BETA_END,
+        "beta_schedule": "linear",
+    }
+    if spec.sampler == "ddim":
+        return DDIMScheduler(**betas, clip_sample=False)
+    if spec.sampler == "dpm-solver++":
+        return DPMSolverMultistepScheduler(**betas, algorithm_type="dpmsolver++")
+    variance_type = "learned_range" if learn_sigma else "fixed_small"
+    return DDPMScheduler(**betas, clip_sample=False, variance_type=variance_type)
+
+
+@torch.no_grad()
+def sample_images(model: DiT, labels: Tensor, spec: SamplerSpec, *, generator: torch.Generator) -> Tensor:
+    """Draw one image for each label (N,); returns (N, C, H, H), about in [-1, 1]. The model's device is used.
+
+    Guidance acts on all channels of the noise (Ho & Salimans, arXiv 2207.12598, equation 6).
+    """
+    config, device = model.config, labels.device
+    scheduler = _scheduler(spec, config.learn_sigma)
+    scheduler.set_timesteps(spec.sampling_steps)
+    shape = (len(labels), config.in_channels, config.input_size, config.input_size)
+    x = torch.randn(shape, generator=generator, device=device) * scheduler.init_noise_sigma
+    null_labels = torch.full_like(labels, config.num_classes)
+    extra = {"generator": generator} if spec.sampler in ("ddim", "ddpm") else {}
+    for timestep in scheduler.timesteps.tolist():
+        t = torch.full_like(labels, timestep)
+        output = model(x, t, labels)
+        if spec.guidance_scale > 1:
+            null_output = model(x, t, null_labels)
+            eps = null_output + spec.guidance_scale * (output - null_output)
+            output = torch.cat([eps[:, : config.in_channels], output[:, config.in_channels :]], dim=1)
+        if not (spec.sampler == "ddpm" and config.learn_sigma):
+            output = output[:, : config.in_channels]
+        x = scheduler.step(output, timestep, x, **extra).prev_sample
+    return x
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Images in [-1, 1] to bytes: clamp(127.5 x + 128), as the public DiT code does."""
+    return (127.5 * x + 128.0).clamp(0, 255).to(torch.uint8)
+
+
+def sample_batches(
+    model: DiT, labels: Tensor, spec: SamplerSpec, *, seed: int, batch_size: int, worker: int = 0, num_workers: int = 1
+):
+    """Yield (batch index, uint8 images) of this worker's batches.
+
+    Batch b is drawn from the stream (seed, "sample", b): the images do not depend on how many workers share the work.
+    """
+    for index, batch_labels in enumerate(labels.split(batch_size)):
+        if index % num_workers == worker:
+            generator = stream_generator(seed, "sample", index, device=labels.device)
+            yield index, to_uint8(sample_images(model, batch_labels, spec, generator=generator))

@@ -1,0 +1,233 @@
+"""Run the jobs of a stage as Ray Tune trials: inside the trial's reused process, or on a Ray Train worker group."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+# Read by Ray when it is imported or by the processes it starts; a value set by the user wins.
+RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # train.report returns at the controller's next poll
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep here, where the runs' statuses are set
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+for _name, _value in RAY_ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402
+import torch  # noqa: E402
+from pyarrow import fs  # noqa: E402
+from ray import tune  # noqa: E402
+
+from trainables.context import RunContext  # noqa: E402
+from trainables.jobs import run_job  # noqa: E402
+from trainables.loop import PROGRESS_FILE  # noqa: E402
+from trainables.spec import ExtractorSpec, JobSpec, LearngeneSpec, check  # noqa: E402
+from trainables.store import Store  # noqa: E402
+
+RUNNERS = ("auto", "train", "tune")
+OBJECT_STORE_BYTES = 200_000_000
+MAX_RETRIES = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerSpec:
+    """Where and how jobs run. `auto` takes Ray Train for anything with a GPU or with more than one worker."""
+
+    runner: str = "auto"
+    workers_per_trial: int = 1
+    gpus_per_worker: float = 0.0
+    max_concurrent: int | None = None
+    source_workers: int | None = None
+    checkpoint_every_steps: int = 100
+
+    def __post_init__(self) -> None:
+        check(self.runner in RUNNERS, f"unknown runner {self.runner!r}; choose one of {', '.join(RUNNERS)}")
+        check(self.workers_per_trial >= 1, f"workers_per_trial is {self.workers_per_trial}; it must be at least 1")
+        check(self.gpus_per_worker >= 0, f"gpus_per_worker is {self.gpus_per_worker}; it must be 0 or more")
+        check(self.max_concurrent is None or self.max_concurrent >= 1, "max_concurrent must be at least 1")
+        check(self.checkpoint_every_steps >= 1, "checkpoint_every_steps must be at least 1")
+        inline_only = self.runner == "tune" and (self.workers_per_trial > 1 or self.gpus_per_worker > 0)
+        check(
+            not inline_only, "runner 'tune' runs one CPU worker per trial; use --runner train for more workers or GPUs"
+        )
+
+    def workers_for(self, job: JobSpec, cluster_slots: int) -> int:
+        """Workers of a job: the learngene, which everything waits for, takes the whole cluster unless told otherwise."""
+        if isinstance(job, ExtractorSpec):
+            return 1
+        if not isinstance(job, LearngeneSpec):
+            return self.workers_per_trial
+        wanted = self.source_workers or (1 if self.runner == "tune" else max(self.workers_per_trial, cluster_slots))
+        return max(n for n in range(1, wanted + 1) if job.training.batch_size % n == 0)
+
+    def uses_worker_group(self, job: JobSpec, num_workers: int) -> bool:
+        if isinstance(job, ExtractorSpec) or self.runner == "tune":
+            return False
+        return self.runner == "train" or num_workers > 1 or self.gpus_per_worker > 0
+
+
+class StageListener(Protocol):
+    """Hears of every job, in the sweep's own process."""
+
+    def started(self, job: JobSpec) -> None: ...
+    def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None: ...
+    def finished(self, job: JobSpec) -> None: ...
+    def failed(self, job: JobSpec, reason: str) -> None: ...
+
+
+def connect_cluster() -> None:
+    """Join the cluster that RAY_ADDRESS names (as in a Ray job), else start one on this machine, bound to loopback."""
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if os.environ.get("RAY_ADDRESS"):
+        own = {name: os.environ[name] for name in RAY_ENVIRONMENT}
+        ray.init(runtime_env={"env_vars": own}, **settings)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            **settings,
+        )
+
+
+def cluster_slots(runner: RunnerSpec) -> int:
+    """Workers that fit on the cluster as it is now."""
+    resources = ray.cluster_resources()
+    if runner.gpus_per_worker > 0:
+        return int(resources.get("GPU", 0) / runner.gpus_per_worker)
+    return int(resources.get("CPU", 1))
+
+
+class InlineContext(RunContext):
+    """One CPU worker inside the Tune trial's own process."""
+
+    def __init__(self, store: Store, checkpoint_folder: str) -> None:
+        self.store, self.checkpoint_folder = store, checkpoint_folder
+
+    @contextmanager
+    def restore(self):
+        # Found in the store and not through Tune, so that a sweep submitted again resumes just as a retried trial does.
+        latest = self.store.latest_checkpoint(self.checkpoint_folder, PROGRESS_FILE)
+        if latest is None:
+            yield None
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            fs.copy_files(latest, folder, self.store.filesystem, fs.LocalFileSystem())
+            yield Path(folder)
+
+    def report(self, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        tune.report(metrics, checkpoint=None if checkpoint is None else tune.Checkpoint.from_directory(checkpoint))
+
+
+def _trial(trial_config: dict[str, Any]) -> None:
+    """A Tune trial: one job."""
+    config = trial_config["point"]
+    job, store_location, every = config["job"], config["store_location"], config["checkpoint_every_steps"]
+    if config["num_workers"] == 0:
+        torch.set_num_threads(1)
+        context = InlineContext(Store(store_location), f"{config['tune_folder']}/{job.id}")
+        run_job(job, store_location, context, checkpoint_every_steps=every)
+        return
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from trainables.worker import WorkerGroupSpec, run_on_worker_group
+
+    run_on_worker_group(
+        job,
+        store_location,
+        WorkerGroupSpec(num_workers=config["num_workers"], gpus=config["gpus_per_worker"]),
+        train_folder=f"{store_location}/train",
+        checkpoint_every_steps=every,
+        callbacks=[TuneReportCallback()],
+        max_failures=MAX_RETRIES,
+    )
+
+
+def _trial_resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    # The driver of a worker group takes no CPU: its workers are outside Tune's accounting and would wait for it for ever.
+    driver = {"node:__internal_head__": 0.001}
+    return tune.PlacementGroupFactory([{"CPU": 1} if config["num_workers"] == 0 else driver])
+
+
+class _TuneEvents(tune.Callback):
+    """Translates Tune's callbacks for the listener."""
+
+    def __init__(self, listener: StageListener) -> None:
+        self.listener = listener
+
+    def on_trial_start(self, iteration, trials, trial, **info) -> None:
+        self.listener.started(trial.config["point"]["job"])
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        if "history" in result:
+            self.listener.reported(trial.config["point"]["job"], result)
+
+    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        self.listener.finished(trial.config["point"]["job"])
+
+    def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        self.listener.failed(trial.config["point"]["job"], _reason(trial.get_error()))
+
+
+def _reason(error: BaseException | None) -> str:
+    """The last line of a remote traceback that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else "ended without a result"
+
+
+def run_stage(name: str, jobs: tuple[JobSpec, ...], store: Store, runner: RunnerSpec, listener: StageListener) -> None:
+    """Run jobs until each has its record in the store or has failed; checkpoints of finished jobs are deleted.
+
+    An interrupted stage leaves its checkpoints: the same stage run again goes on from them.
+    """
+    slots = max(1, cluster_slots(runner))
+    configs = []
+    for job in jobs:
+        num_workers = runner.workers_for(job, slots)
+        configs.append(
+            {
+                "job": job,
+                "num_workers": num_workers if runner.uses_worker_group(job, num_workers) else 0,
+                "gpus_per_worker": runner.gpus_per_worker,
+                "store_location": store.location,
+                "tune_folder": f"tune/{name}",
+                "checkpoint_every_steps": runner.checkpoint_every_steps,
+            }
+        )
+    tuner = tune.Tuner(
+        tune.with_resources(_trial, lambda config: _trial_resources(config["point"])),
+        param_space={"point": tune.grid_search(configs)},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=runner.max_concurrent or max(1, slots // runner.workers_per_trial),
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["point"]["job"].id,
+            trial_dirname_creator=lambda trial: trial.config["point"]["job"].id,
+        ),
+        run_config=tune.RunConfig(
+            name=name,
+            storage_path=f"{store.location}/tune",
+            failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            callbacks=[_TuneEvents(listener)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    for job in jobs:
+        if store.read_record(job) is not None:
+            store.delete_folder(f"tune/{name}/{job.id}")
+            store.delete_folder(f"train/{job.id}")
+    if all(store.read_record(job) is not None for job in jobs):
+        store.delete_folder(f"tune/{name}")

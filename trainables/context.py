@@ -1,0 +1,62 @@
+"""What the training loop needs of its surroundings: who am I, where did I stop, whom do I tell."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ContextManager
+
+import torch
+
+
+class RunContext(ABC):
+    """One of `num_workers` equal workers of a job. Rank 0 saves and scores; all ranks call every method alike."""
+
+    rank: int = 0
+    num_workers: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @abstractmethod
+    def restore(self) -> ContextManager[Path | None]:
+        """The folder of the latest checkpoint, or None at a fresh start."""
+
+    @abstractmethod
+    def report(self, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        """Tell the progress; `checkpoint` (rank 0 only) is a folder to keep, which the caller deletes afterwards."""
+
+    def gather(self, item: Any) -> list[Any]:
+        """The items of all ranks in order, on every rank."""
+        if self.num_workers == 1:
+            return [item]
+        items: list[Any] = [None] * self.num_workers
+        torch.distributed.all_gather_object(items, item)
+        return items
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The element-wise mean over all ranks, on every rank."""
+        if self.num_workers > 1:
+            torch.distributed.all_reduce(values)
+        return values / self.num_workers
+
+
+class LocalContext(RunContext):
+    """One process without Ray; the latest checkpoint is kept in `folder`. Used by tests and on bare GPU machines."""
+
+    def __init__(self, folder: str | os.PathLike, *, device: str = "cpu") -> None:
+        self.folder, self.device = Path(folder), torch.device(device)
+        self.reports: list[dict[str, Any]] = []
+
+    def restore(self) -> ContextManager[Path | None]:
+        return nullcontext(self.folder if self.folder.exists() else None)
+
+    def report(self, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        self.reports.append(metrics)
+        if checkpoint is not None:
+            incoming = self.folder.with_name(self.folder.name + ".incoming")
+            shutil.rmtree(incoming, ignore_errors=True)
+            shutil.copytree(checkpoint, incoming)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            incoming.rename(self.folder)

@@ -1,0 +1,91 @@
+"""Jobs on Ray Train: a worker group (DDP over gloo or nccl) around the training loop. The only module that knows Ray Train."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import train
+from ray.train.torch import TorchTrainer, get_device
+
+from trainables.context import RunContext
+from trainables.jobs import run_job
+from trainables.spec import JobSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerGroupSpec:
+    """Resources of one job: `num_workers` equal workers with `cpus` CPUs and `gpus` GPUs (may be a fraction) each."""
+
+    num_workers: int = 1
+    cpus: int = 1
+    gpus: float = 0.0
+
+
+class TrainContext(RunContext):
+    """A rank of a Ray Train worker group; checkpoints go through Ray to the storage path."""
+
+    def __init__(self) -> None:
+        context = train.get_context()
+        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        self.device = get_device()
+
+    @contextmanager
+    def restore(self):
+        checkpoint = train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+        else:
+            with checkpoint.as_directory() as folder:
+                yield Path(folder)
+
+    def report(self, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        train.report(metrics, checkpoint=None if checkpoint is None else train.Checkpoint.from_directory(checkpoint))
+
+
+def _worker(config: dict[str, Any]) -> None:
+    torch.set_num_threads(config["cpus"])
+    run_job(
+        config["job"],
+        config["store_location"],
+        TrainContext(),
+        checkpoint_every_steps=config["checkpoint_every_steps"],
+    )
+
+
+def run_on_worker_group(
+    job: JobSpec,
+    store_location: str,
+    group: WorkerGroupSpec,
+    *,
+    train_folder: str,
+    checkpoint_every_steps: int,
+    callbacks: list[Any],
+    max_failures: int,
+) -> None:
+    """Run a job on its own worker group. The run is named by the job's id: submitted again, it resumes."""
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={
+            "job": job,
+            "store_location": store_location,
+            "checkpoint_every_steps": checkpoint_every_steps,
+            "cpus": group.cpus,
+        },
+        scaling_config=train.ScalingConfig(
+            num_workers=group.num_workers,
+            use_gpu=group.gpus > 0,
+            resources_per_worker={"CPU": group.cpus, **({"GPU": group.gpus} if group.gpus > 0 else {})},
+        ),
+        run_config=train.RunConfig(
+            name=job.id,
+            storage_path=train_folder,
+            callbacks=callbacks,
+            checkpoint_config=train.CheckpointConfig(num_to_keep=1),
+            failure_config=train.FailureConfig(max_failures=max_failures, controller_failure_limit=3),
+        ),
+    )
+    trainer.fit()
