@@ -1,1 +1,1 @@
-"""Which points to compute, and running them: command lines, plans, Ray Tune, fronts. The only package that knows Tune and click."""
+"""Which points to compute, and running them: command lines, plans, Ray Tune, fronts. Only here are Tune and click known."""

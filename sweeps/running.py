@@ -131,13 +131,31 @@ class InlineContext(RunContext):
         tune.report(metrics, checkpoint=None if checkpoint is None else tune.Checkpoint.from_directory(checkpoint))
 
 
-def _trial(trial_config: dict[str, Any]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _TrialSetup:
+    """What a Tune trial is told of its job; `group_size` 0 runs it inline."""
+
+    job: JobSpec
+    group_size: int
+    gpus_per_worker: float
+    store_location: str
+    tune_folder: str
+    checkpoint_every_steps: int
+
+    @property
+    def resources(self) -> tune.PlacementGroupFactory:
+        # The driver of a worker group takes no CPU: its workers are outside Tune's accounting and would wait for it for ever.
+        driver = {"node:__internal_head__": 0.001}
+        return tune.PlacementGroupFactory([driver if self.group_size else {"CPU": 1}])
+
+
+def _trial(config: dict[str, Any], setups: dict[str, _TrialSetup]) -> None:
     """A Tune trial: one job."""
-    config = trial_config["point"]
-    job, store_location, every = config["job"], config["store_location"], config["checkpoint_every_steps"]
-    if config["num_workers"] == 0:
+    setup = setups[config["job_id"]]
+    job, store_location, every = setup.job, setup.store_location, setup.checkpoint_every_steps
+    if not setup.group_size:
         torch.set_num_threads(1)
-        context = InlineContext(Store(store_location), f"{config['tune_folder']}/{job.id}")
+        context = InlineContext(Store(store_location), f"{setup.tune_folder}/{job.id}")
         run_job(job, store_location, context, checkpoint_every_steps=every)
         return
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -147,7 +165,7 @@ def _trial(trial_config: dict[str, Any]) -> None:
     run_on_worker_group(
         job,
         store_location,
-        WorkerGroupSpec(num_workers=config["num_workers"], gpus=config["gpus_per_worker"]),
+        WorkerGroupSpec(num_workers=setup.group_size, gpus=setup.gpus_per_worker),
         train_folder=f"{store_location}/train",
         checkpoint_every_steps=every,
         callbacks=[TuneReportCallback()],
@@ -155,30 +173,30 @@ def _trial(trial_config: dict[str, Any]) -> None:
     )
 
 
-def _trial_resources(config: dict[str, Any]) -> tune.PlacementGroupFactory:
-    # The driver of a worker group takes no CPU: its workers are outside Tune's accounting and would wait for it for ever.
-    driver = {"node:__internal_head__": 0.001}
-    return tune.PlacementGroupFactory([{"CPU": 1} if config["num_workers"] == 0 else driver])
-
-
 class _TuneEvents(tune.Callback):
     """Translates Tune's callbacks for the listener."""
 
-    def __init__(self, listener: StageListener) -> None:
-        self.listener = listener
+    def __init__(self, listener: StageListener, setups: dict[str, _TrialSetup]) -> None:
+        self.listener, self.setups = listener, setups
+
+    def _job(self, trial) -> JobSpec:
+        return self.setups[trial.config["job_id"]].job
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for Tuner.restore, which sweeps do not use; a listener cannot be pickled
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
-        self.listener.started(trial.config["point"]["job"])
+        self.listener.started(self._job(trial))
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
         if "history" in result:
-            self.listener.reported(trial.config["point"]["job"], result)
+            self.listener.reported(self._job(trial), result)
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        self.listener.finished(trial.config["point"]["job"])
+        self.listener.finished(self._job(trial))
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        self.listener.failed(trial.config["point"]["job"], _reason(trial.get_error()))
+        self.listener.failed(self._job(trial), _reason(trial.get_error()))
 
 
 def _reason(error: BaseException | None) -> str:
@@ -193,34 +211,33 @@ def run_stage(name: str, jobs: tuple[JobSpec, ...], store: Store, runner: Runner
     An interrupted stage leaves its checkpoints: the same stage run again goes on from them.
     """
     slots = max(1, cluster_slots(runner))
-    configs = []
+    setups = {}
     for job in jobs:
         num_workers = runner.workers_for(job, slots)
-        configs.append(
-            {
-                "job": job,
-                "num_workers": num_workers if runner.uses_worker_group(job, num_workers) else 0,
-                "gpus_per_worker": runner.gpus_per_worker,
-                "store_location": store.location,
-                "tune_folder": f"tune/{name}",
-                "checkpoint_every_steps": runner.checkpoint_every_steps,
-            }
+        setups[job.id] = _TrialSetup(
+            job=job,
+            group_size=num_workers if runner.uses_worker_group(job, num_workers) else 0,
+            gpus_per_worker=runner.gpus_per_worker,
+            store_location=store.location,
+            tune_folder=f"tune/{name}",
+            checkpoint_every_steps=runner.checkpoint_every_steps,
         )
+    trainable = tune.with_parameters(_trial, setups=setups)
     tuner = tune.Tuner(
-        tune.with_resources(_trial, lambda config: _trial_resources(config["point"])),
-        param_space={"point": tune.grid_search(configs)},
+        tune.with_resources(trainable, lambda config: setups[config["job_id"]].resources),
+        param_space={"job_id": tune.grid_search(list(setups))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=runner.max_concurrent or max(1, slots // runner.workers_per_trial),
             reuse_actors=True,
-            trial_name_creator=lambda trial: trial.config["point"]["job"].id,
-            trial_dirname_creator=lambda trial: trial.config["point"]["job"].id,
+            trial_name_creator=lambda trial: trial.config["job_id"],
+            trial_dirname_creator=lambda trial: trial.config["job_id"],
         ),
         run_config=tune.RunConfig(
             name=name,
             storage_path=f"{store.location}/tune",
             failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[_TuneEvents(listener)],
+            callbacks=[_TuneEvents(listener, setups)],
             verbose=0,
         ),
     )

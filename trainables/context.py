@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, ContextManager
+from typing import Any
 
 import torch
 
@@ -20,7 +20,7 @@ class RunContext(ABC):
     device: torch.device = torch.device("cpu")
 
     @abstractmethod
-    def restore(self) -> ContextManager[Path | None]:
+    def restore(self) -> AbstractContextManager[Path | None]:
         """The folder of the latest checkpoint, or None at a fresh start."""
 
     @abstractmethod
@@ -49,7 +49,7 @@ class LocalContext(RunContext):
         self.folder, self.device = Path(folder), torch.device(device)
         self.reports: list[dict[str, Any]] = []
 
-    def restore(self) -> ContextManager[Path | None]:
+    def restore(self) -> AbstractContextManager[Path | None]:
         return nullcontext(self.folder if self.folder.exists() else None)
 
     def report(self, metrics: dict[str, Any], checkpoint: Path | None) -> None:

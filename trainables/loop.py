@@ -118,20 +118,20 @@ class PhaseTrainer:
     @torch.no_grad()
     def finish(self) -> nn.Module:
         """The phase's model with its averaged weights."""
-        for parameter, average in zip(self.parameters, self.ema):
+        for parameter, average in zip(self.parameters, self.ema, strict=True):
             parameter.copy_(average)
         return self.model
 
     def state(self) -> dict[str, Any]:
         return {
             "trainable": {name: p.detach() for name, p in self.trainable.items()},
-            "ema": dict(zip(self.trainable, self.ema)),
+            "ema": dict(zip(self.trainable, self.ema, strict=True)),
             "optimizer": self.optimizer.state_dict(),
         }
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Any]) -> None:
-        for (name, parameter), average in zip(self.trainable.items(), self.ema):
+        for (name, parameter), average in zip(self.trainable.items(), self.ema, strict=True):
             parameter.copy_(state["trainable"][name])
             average.copy_(state["ema"][name])
         self.optimizer.load_state_dict(state["optimizer"])

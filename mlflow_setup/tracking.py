@@ -1,0 +1,84 @@
+"""Where runs are recorded: the tracking URI, checked before anything starts, and the experiment, created once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import urllib.error
+import urllib.request
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+CONNECT_TIMEOUT_S = 10
+
+# A server that went away must not hold the sweep up for minutes; what it missed is recorded at the end.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+
+
+class TrackingError(ValueError):
+    """The tracking store cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """An open tracking store with one experiment."""
+
+    uri: str
+    experiment_id: str
+    client: object  # mlflow.MlflowClient; MLflow is imported only when a store is opened
+
+
+def resolve_tracking_uri(uri: str | None, data_folder: Path) -> str:
+    """The given URI, else MLFLOW_TRACKING_URI, else SQLite in `data_folder`. Relative SQLite paths become absolute.
+
+    Raises TrackingError for a URI that MLflow does not write to.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{data_folder / 'mlflow.db'}"
+    if uri.startswith("sqlite:///"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
+    if "://" not in uri or uri.startswith("file:"):
+        raise TrackingError(f"tracking URI {uri!r} is a plain folder; use sqlite:///PATH.db, http(s)://HOST or a database")
+    return uri
+
+
+def open_tracking(uri: str, experiment: str, data_folder: Path) -> Tracking:
+    """Reach the store, create its schema and the experiment where they are missing.
+
+    Called once, by the sweep's own process: processes that create a fresh SQLite schema together all fail.
+    Raises TrackingError, in one line, if the store cannot be reached.
+    """
+    if uri.startswith(("http://", "https://")):
+        _check_server(uri)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="mlflow")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = mlflow.MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(experiment)
+        if found is None:
+            # Without a server, artifacts would land in the current folder: say where instead.
+            location = None if uri.startswith("http") else (data_folder / "mlflow-artifacts" / experiment).as_uri()
+            experiment_id = client.create_experiment(experiment, artifact_location=location)
+        else:
+            experiment_id = found.experiment_id
+    except (MlflowException, OSError, ImportError) as error:
+        raise TrackingError(f"tracking URI {uri!r} cannot be used: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # SQLAlchemy's own errors, whose package is MLflow's affair
+        raise TrackingError(f"tracking URI {uri!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return Tracking(uri=uri, experiment_id=experiment_id, client=client)
+
+
+def _check_server(uri: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S) as response:
+            response.read()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise TrackingError(
+            f"tracking server {uri!r} does not answer ({reason}); start it with `mlflow server` or leave --tracking-uri out"
+        ) from error

@@ -1,0 +1,48 @@
+"""A saved chart view of the experiment: FID against parameters is drawn as soon as its link is opened."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from mlflow_setup.tracking import Tracking
+
+SLUG = "fine-sweeps-front"
+
+
+def save_chart_view(tracking: Tracking) -> str:
+    """Store the view in the experiment's tags; returns the part of its address that follows the server's.
+
+    The tag's format is that of the MLflow UI (read by version 3.17); the report's own figures do not depend on it.
+    """
+    section = "fine-sweeps-section"
+    scatter = {"type": "SCATTER", "uuid": "fid-params", "metricSectionId": section, "isGenerated": False}
+    scatter |= {"deleted": False, "runsCountToCompare": 100}
+    scatter |= {"xaxis": {"key": "params_total", "type": "METRIC"}, "yaxis": {"key": "fid", "type": "METRIC"}}
+    cost = scatter | {"uuid": "fid-train-s", "xaxis": {"key": "train_s", "type": "METRIC"}}
+    loss = {"type": "LINE", "uuid": "loss", "metricSectionId": section, "isGenerated": False, "deleted": False}
+    loss |= {"runsCountToCompare": 100, "metricKey": "train/loss", "selectedMetricKeys": ["train/loss"]}
+    loss |= {"xAxisKey": "step", "lineSmoothness": 0, "scaleType": "linear", "xAxisScaleType": "linear"}
+    state = {
+        "searchFilter": "tags.trial_id != ''",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "compareRunCharts": [scatter, cost, loss],
+        "compareRunSections": [
+            {"uuid": section, "name": "Size against FID", "display": True, "isReordered": False, "deleted": False}
+        ],
+        "runsHiddenMode": "SHOWALL",
+        "hideEmptyCharts": True,
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+        "viewMaximized": True,
+    }
+    now_ms = int(time.time() * 1000)
+    view = {"name": "Size against FID", "createdAt": now_ms, "updatedAt": now_ms, "state": json.dumps(state)}
+    tracking.client.set_experiment_tag(tracking.experiment_id, f"mlflow.sharedViewState.{SLUG}", json.dumps(view))
+    return f"/#/experiments/{tracking.experiment_id}/runs?viewStateShareKey={SLUG}&compareRunsMode=CHART"

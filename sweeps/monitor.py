@@ -1,0 +1,174 @@
+"""What a person sees of a running sweep: the plan, live progress, and where to look at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fine_core.dit import count_macs, count_parameters
+from sweeps.planning import Plan, estimated_core_s, predicted_serve_bytes, training_macs
+from trainables.spec import JobSpec, TrialSpec
+
+
+def amount(value: float, unit: str = "") -> str:
+    """A number to three digits with k, M, G, T or P."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if abs(value) < 999.5:
+            return f"{value:.3g} {prefix}{unit}".rstrip()
+        value /= 1000
+    return f"{value:.3g} P{unit}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def show_plan(console: Console, plan: Plan, finished: set[str], *, slots: int | None) -> None:
+    """Every job with its size and cost. `slots`: parallel CPU workers for the time estimate, None if there are GPUs."""
+    table = Table(title=f"Plan of sweep {plan.sweep_id}", title_justify="left", box=SIMPLE)
+    for column in ("stage", "point"):
+        table.add_column(column, no_wrap=True)
+    for column in ("parameters", "MACs", "serve bytes", "steps", "core time", "state"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for stage, jobs in plan.stages.items():
+        for job in jobs:
+            model = getattr(job, "model", None)
+            table.add_row(
+                stage,
+                job.label,
+                f"{count_parameters(model):,}" if model else "",
+                amount(count_macs(model)) if model else "",
+                amount(predicted_serve_bytes(job), "B") if isinstance(job, TrialSpec) else "",
+                f"{job.total_steps:,}" if model else "",
+                duration(estimated_core_s(job)),
+                "done" if job.id in finished else "to do",
+            )
+    console.print(table)
+    jobs = [job for stage in plan.stages.values() for job in stage]
+    missing = [job for job in jobs if job.id not in finished]
+    core_s = sum(estimated_core_s(job) for job in missing)
+    macs = amount(sum(map(training_macs, missing)), "MAC")
+    text = f"{len(plan.base)} points; {len(missing)} of {len(jobs)} jobs to compute, {macs}"
+    if slots is not None:
+        text += f", about {duration(core_s / slots)} on {slots} CPU cores plus start-up (an estimate)"
+    console.print(text)
+
+
+class ProgressView:
+    """Live bars on a terminal, one line per event elsewhere. Fed by the sweep's own process only."""
+
+    def __init__(self, console: Console, plan: Plan, finished: set[str]) -> None:
+        self.console = console
+        self.costs = {job.id: estimated_core_s(job) for jobs in plan.stages.values() for job in jobs if job.id not in finished}
+        self.done_share: dict[str, float] = dict.fromkeys(self.costs, 0.0)
+        self.running: dict[str, TaskID] = {}
+        self.failed_count = 0
+        self.best: tuple[float, str] | None = None
+        self.started_s = time.monotonic()
+        self.stage: TaskID | None = None
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[info]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def __enter__(self) -> ProgressView:
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def begin_stage(self, name: str, num_jobs: int) -> None:
+        if self.stage is not None:
+            self.progress.remove_task(self.stage)
+        self.stage = self.progress.add_task(f"stage {name}", total=num_jobs, info="starting workers")
+        if not self.console.is_terminal:
+            self.console.print(f"stage {name}: {num_jobs} jobs")
+
+    def started(self, job: JobSpec) -> None:
+        if job.id not in self.running:
+            self.running[job.id] = self.progress.add_task(f"  {job.label}", total=job.total_steps or None, info="")
+        self._refresh()
+
+    def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None:
+        loss = metrics["history"][-1]["train/loss"] if metrics["history"] else float("nan")
+        if job.id in self.running:
+            info = f"{metrics['phase']} loss {loss:.4f}"
+            self.progress.update(self.running[job.id], completed=metrics["step"], info=info)
+        # Scoring and saving come after the last step.
+        self.done_share[job.id] = 0.95 * metrics["step"] / max(1, metrics["total_steps"])
+        self._refresh()
+
+    def finished(self, job: JobSpec, record: dict[str, Any]) -> None:
+        self._remove(job)
+        self.done_share[job.id] = 1.0
+        metrics = record["metrics"]
+        result = f"done in {duration(metrics['job_s'])}"
+        if "fid" in metrics:
+            result += f", FID {metrics['fid']:.3f}"
+            if self.best is None or metrics["fid"] < self.best[0]:
+                self.best = (metrics["fid"], job.label)
+        self._refresh(advance=1)
+        self.console.print(f"  {job.label}: {result}", highlight=False)
+
+    def failed(self, job: JobSpec, reason: str) -> None:
+        self._remove(job)
+        self.done_share[job.id] = 1.0
+        self.failed_count += 1
+        self._refresh(advance=1)
+        self.console.print(f"  [red]{job.label}: failed: {reason}[/red]", highlight=False)
+
+    def _remove(self, job: JobSpec) -> None:
+        if job.id in self.running:
+            self.progress.remove_task(self.running.pop(job.id))
+
+    def _refresh(self, advance: int = 0) -> None:
+        info = f"{len(self.running)} running, {self.failed_count} failed"
+        if self.best:
+            info += f", best FID {self.best[0]:.3f} ({self.best[1]})"
+        total = sum(self.costs.values())
+        done = sum(self.costs[i] * share for i, share in self.done_share.items() if i in self.costs)
+        if done > 0:
+            elapsed_s = time.monotonic() - self.started_s
+            info += f", about {duration(elapsed_s * (total - done) / done)} left"
+        if self.stage is not None:
+            self.progress.update(self.stage, advance=advance, info=info)
+
+
+def show_front(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """The points, cheapest first; those on the front of parameters against FID are marked."""
+    table = Table(title="Points (* = on the front of parameters against FID)", title_justify="left", box=SIMPLE)
+    for column in ("", "point", "parameters", "MACs", "serve bytes", "FID", "KID", "P(front)", "train s", "eval s"):
+        table.add_column(column, justify="left" if column in ("", "point") else "right", no_wrap=True)
+    for row in rows:
+        error = "" if row["fid_stderr"] is None else f" ± {row['fid_stderr']:.3f}"
+        chance = "" if row["front_probability"] is None else f"{row['front_probability']:.2f}"
+        cells = [f"{row['params_total']:,}", amount(row["macs"]), amount(row["serve_bytes"], "B"), f"{row['fid']:.3f}{error}"]
+        cells += [f"{row['kid']:.4f}", chance, f"{row['train_s']:.1f}", f"{row['eval_s']:.1f}"]
+        style = "bold green" if row["front_params_total"] else None
+        table.add_row("*" if row["front_params_total"] else "", row["label"], *cells, style=style)
+    console.print(table)
+
+
+def show_ledger(console: Console, totals: dict[str, dict[str, int]]) -> None:
+    table = Table(title="Storage ledger (bytes on disk)", title_justify="left", box=SIMPLE)
+    table.add_column("method")
+    table.add_column("to initialize any size, once", justify="right")
+    table.add_column("to serve all its points", justify="right")
+    for method, roles in totals.items():
+        table.add_row(method, f"{roles['initialize']:,}", f"{roles['serve']:,}")
+    console.print(table)

@@ -1,0 +1,122 @@
+"""Points of a sweep from its records, and the non-dominated front of cost against FID with its uncertainty."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainables.spec import TrialSpec
+
+COSTS = ("params_total", "macs", "serve_bytes")
+NUM_DRAWS = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One method at one size, over its seeds. `fid_stderr` is None with a single seed."""
+
+    method: str
+    depth: int
+    width: int
+    num_heads: int
+    protocol: str
+    num_seeds: int
+    fid: float
+    fid_stderr: float | None
+    kid: float
+    params_total: int
+    macs: int
+    serve_bytes: int
+    train_s: float
+    eval_s: float
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} L{self.depth}-D{self.width}"
+
+
+def points_from(results: Sequence[tuple[TrialSpec, dict[str, Any]]]) -> list[Point]:
+    """Average the seeds of every (method, size, protocol), cheapest first."""
+    groups: dict[tuple, list[tuple[TrialSpec, dict[str, Any]]]] = defaultdict(list)
+    for trial, record in results:
+        groups[(trial.initialization.name, trial.size, record["protocol"])].append((trial, record))
+    points = []
+    for (method, size, protocol), members in groups.items():
+        metrics = [record["metrics"] for _, record in members]
+        mean = {name: float(np.mean([m[name] for m in metrics])) for name in ("fid", "kid", "train_s", "eval_s")}
+        fids = [m["fid"] for m in metrics]
+        stderr = float(np.std(fids, ddof=1) / np.sqrt(len(fids))) if len(fids) > 1 else None
+        points.append(
+            Point(
+                method=method,
+                depth=size.depth,
+                width=size.width,
+                num_heads=size.num_heads,
+                protocol=protocol,
+                num_seeds=len(members),
+                fid_stderr=stderr,
+                **mean,
+                **{cost: metrics[0][cost] for cost in COSTS},
+            )
+        )
+    return sorted(points, key=lambda p: (p.params_total, p.fid))
+
+
+def non_dominated(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Mask (..., N) of points that no other point beats: lower or equal in both, and strictly lower in one.
+
+    costs (N,), scores (..., N): several draws of the scores are judged at once.
+    """
+    cheaper, strictly_cheaper = costs[:, None] <= costs, costs[:, None] < costs  # (other, point)
+    better, strictly_better = scores[..., :, None] <= scores[..., None, :], scores[..., :, None] < scores[..., None, :]
+    dominates = cheaper & better & (strictly_cheaper | strictly_better)
+    return ~dominates.any(axis=-2)
+
+
+def front(points: Sequence[Point], cost: str) -> list[bool]:
+    """Which points are on the front of `cost` against mean FID. Raises ValueError if their protocols differ."""
+    _check_one_protocol(points)
+    costs = np.array([getattr(p, cost) for p in points], dtype=float)
+    return non_dominated(costs, np.array([p.fid for p in points])).tolist()
+
+
+def front_probability(points: Sequence[Point], cost: str) -> list[float | None]:
+    """Chance that each point is on the front when every FID is redrawn from its mean and standard error.
+
+    None for all as long as a point has a single seed.
+    """
+    _check_one_protocol(points)
+    if any(p.fid_stderr is None for p in points):
+        return [None] * len(points)
+    costs = np.array([getattr(p, cost) for p in points], dtype=float)
+    means, errors = np.array([p.fid for p in points]), np.array([p.fid_stderr for p in points])
+    draws = np.random.default_rng(0).normal(means, errors, size=(NUM_DRAWS, len(points)))
+    return np.mean([non_dominated(costs, draw) for draw in draws], axis=0).tolist()
+
+
+def _check_one_protocol(points: Sequence[Point]) -> None:
+    if len({p.protocol for p in points}) > 1:
+        raise ValueError("points of different protocols cannot share a front")
+
+
+def by_protocol(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Points that may be compared with each other."""
+    groups: dict[str, list[Point]] = defaultdict(list)
+    for point in points:
+        groups[point.protocol].append(point)
+    return dict(groups)
+
+
+def report_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """The table of the report: every point with its front memberships, one protocol only."""
+    rows = [vars(p) | {"label": p.label} for p in points]
+    for cost in COSTS:
+        for row, member in zip(rows, front(points, cost), strict=True):
+            row[f"front_{cost}"] = member
+    for row, probability in zip(rows, front_probability(points, "params_total"), strict=True):
+        row["front_probability"] = probability
+    return rows

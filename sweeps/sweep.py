@@ -1,0 +1,233 @@
+"""Run a planned sweep from its first missing job to its report; the same call again goes on where it stopped."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from mlflow_setup.report import draw_front, interactive_front, write_csv
+from mlflow_setup.runs import SweepRuns
+from mlflow_setup.tracking import Tracking
+from mlflow_setup.view import save_chart_view
+from sweeps.ledger import ledger_rows, ledger_totals
+from sweeps.monitor import ProgressView, duration, show_front, show_ledger
+from sweeps.pareto import by_protocol, points_from, report_rows
+from sweeps.planning import Plan
+from sweeps.running import RunnerSpec, cluster_slots, connect_cluster, run_stage
+from trainables.jobs import SAMPLES_FILE
+from trainables.spec import JobSpec, TrialSpec
+from trainables.store import Store
+
+MLFLOW_PORT = 5000
+
+
+class Sweep:
+    """One sweep in progress: hears of every job and passes it on to the display and to MLflow."""
+
+    def __init__(
+        self,
+        name: str,
+        plan: Plan,
+        params: dict[str, Any],
+        *,
+        store: Store,
+        tracking: Tracking,
+        runner: RunnerSpec,
+        data_folder: Path,
+        console: Console,
+    ) -> None:
+        self.name, self.plan, self.params = name, plan, params
+        self.store, self.tracking, self.runner, self.console = store, tracking, runner, console
+        self.report_folder = data_folder / "reports" / plan.sweep_id
+        self.reasons: dict[str, str] = {}
+        self.timings: dict[str, float] = {}
+
+    def run(self) -> int:
+        """Compute what is missing, then report. Returns the exit code: 0 all points done, 1 some failed."""
+        missing = self._missing()
+        self.runs = SweepRuns(self.tracking, self.plan.sweep_id, f"{self.name}-{self.plan.sweep_id}", self.params)
+        try:
+            if any(missing.values()):
+                self._compute(missing)
+            self._record_finished()
+            return self._report()
+        except KeyboardInterrupt:
+            self.runs.close("KILLED")
+            raise
+        except BaseException:
+            self.runs.close("FAILED")
+            raise
+
+    def _missing(self) -> dict[str, tuple[JobSpec, ...]]:
+        return {
+            stage: tuple(job for job in jobs if self.store.read_record(job) is None) for stage, jobs in self.plan.stages.items()
+        }
+
+    def _compute(self, missing: dict[str, tuple[JobSpec, ...]]) -> None:
+        total = sum(len(jobs) for jobs in self.plan.stages.values())
+        num_missing = sum(len(jobs) for jobs in missing.values())
+        self.console.print(f"{total - num_missing} of {total} jobs are in the store already; starting Ray for {num_missing}")
+        started = time.monotonic()
+        connect_cluster()
+        self.timings["ray_start"] = time.monotonic() - started
+        finished = {job.id for jobs in self.plan.stages.values() for job in jobs} - {
+            job.id for jobs in missing.values() for job in jobs
+        }
+        try:
+            with ProgressView(self.console, self.plan, finished) as self.view:
+                for stage, jobs in missing.items():
+                    runnable = self._runnable(jobs)
+                    if not runnable:
+                        continue
+                    started = time.monotonic()
+                    self.view.begin_stage(stage, len(runnable))
+                    run_stage(f"{self.plan.sweep_id}-{stage}", runnable, self.store, self.runner, self)
+                    self.timings[stage] = time.monotonic() - started
+                    self._show_overhead(stage, runnable)
+        finally:
+            ray.shutdown()
+
+    def _runnable(self, jobs: tuple[JobSpec, ...]) -> tuple[JobSpec, ...]:
+        """Jobs whose artifacts are there; the others fail with the artifact's name."""
+        runnable = []
+        for job in jobs:
+            lacking = [need for need in job.needs if self.store.read_record(need) is None]
+            if lacking:
+                self.started(job)
+                self.failed(job, f"needs the {lacking[0].label}, which failed: {self.reasons.get(lacking[0].id, 'see above')}")
+            else:
+                runnable.append(job)
+        return tuple(runnable)
+
+    def _show_overhead(self, stage: str, jobs: tuple[JobSpec, ...]) -> None:
+        records = [record for job in jobs if (record := self.store.read_record(job))]
+        if not records:
+            return
+        line = f"stage {stage}: {duration(self.timings[stage])}"
+        if stage != "source":
+            slots = min(max(1, cluster_slots(self.runner) // self.runner.workers_per_trial), len(jobs))
+            slots = min(slots, self.runner.max_concurrent or slots)
+            work_s = sum(r["metrics"]["train_s"] + r["metrics"]["eval_s"] for r in records)
+            outside_s = (self.timings[stage] * slots - work_s) / len(jobs)
+            line += f"; {outside_s:.1f} s per trial outside training and evaluation, on {slots} slots"
+            self.timings["outside_per_trial"] = outside_s
+        self.console.print(line, highlight=False)
+
+    # The listener's side: called in this process, by the stage's Tune callbacks.
+
+    def started(self, job: JobSpec) -> None:
+        self.view.started(job)
+        if isinstance(job, TrialSpec):
+            self._start_child(job)
+
+    def _start_child(self, job: TrialSpec) -> None:
+        method, size = job.initialization.name, job.size
+        tags = {"method": method, "initialization": method, "transfer": "none", "dataset": job.dataset}
+        tags |= {"depth": str(size.depth), "width": str(size.width), "pareto": "unknown"}
+        params = {"method": method, "depth": size.depth, "width": size.width, "num_heads": size.num_heads}
+        params |= {"seed": job.seed, "steps": job.training.steps, "batch_size": job.training.batch_size, "lr": job.training.lr}
+        self.runs.start_child(job.id, job.label, tags, params)
+
+    def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None:
+        self.view.reported(job, metrics)
+        if isinstance(job, TrialSpec):
+            self.runs.log_history(job.id, metrics["history"])
+
+    def finished(self, job: JobSpec) -> None:
+        record = self.store.read_record(job)
+        if record is None:
+            self.failed(job, "ended without a result")
+            return
+        self.view.finished(job, record)
+        if isinstance(job, TrialSpec):
+            self._finish_child(job, record)
+
+    def _finish_child(self, job: TrialSpec, record: dict[str, Any]) -> None:
+        self.runs.tag_child(job.id, "protocol", record["protocol"])
+        samples = [self.store.fetch(job, SAMPLES_FILE)]
+        self.runs.finish_child(job.id, record["metrics"], record["history"], samples)
+
+    def failed(self, job: JobSpec, reason: str) -> None:
+        self.reasons[job.id] = reason
+        self.view.failed(job, reason)
+        if isinstance(job, TrialSpec):
+            self.runs.fail_child(job.id, reason)
+
+    def _results(self) -> list[tuple[TrialSpec, dict[str, Any]]]:
+        return [(trial, record) for trial in self.plan.base if (record := self.store.read_record(trial))]
+
+    def _record_finished(self) -> None:
+        """Give every finished point its finished child run: also those of earlier sweeps, or computed while MLflow was away."""
+        for trial, record in self._results():
+            if not self.runs.is_finished(trial.id):
+                self._start_child(trial)
+                self._finish_child(trial, record)
+
+    def _report(self) -> int:
+        results = self._results()
+        failures = [job for jobs in self.plan.stages.values() for job in jobs if self.store.read_record(job) is None]
+        if results:
+            self._write_report(results)
+        for job in failures:
+            self.console.print(f"[red]failed: {job.label}: {self.reasons.get(job.id, 'not computed')}[/red]", highlight=False)
+        summary = {"points_done": len(results), "points_failed": len(self.plan.base) - len(results)}
+        summary |= {f"timing/{name}_s": value for name, value in self.timings.items()}
+        self.runs.close("FAILED" if failures else "FINISHED", summary)
+        if failures:
+            self.console.print("Run the same command again to retry what failed.")
+        return 1 if failures else 0
+
+    def _write_report(self, results: list[tuple[TrialSpec, dict[str, Any]]]) -> None:
+        self.report_folder.mkdir(parents=True, exist_ok=True)
+        groups = by_protocol(points_from(results))
+        files: list[Path] = []
+        for number, points in enumerate(groups.values()):
+            # Scores of different protocols never share a table or a plot.
+            suffix = f"-{number + 1}" if len(groups) > 1 else ""
+            rows = report_rows(points)
+            title = f"Size against FID on {results[0][0].dataset}"
+            files.append(write_csv(rows, self.report_folder / f"pareto{suffix}.csv"))
+            files.append(draw_front(rows, self.report_folder / f"pareto{suffix}.png", title=title))
+            files.append(interactive_front(rows, self.report_folder / f"pareto{suffix}.html", title=title))
+            self._tag_front(results, rows)
+            show_front(self.console, rows)
+            self.console.print(f"protocol: {rows[0]['protocol']}", highlight=False)
+        ledger = ledger_rows(results, self.store)
+        files.append(write_csv(ledger, self.report_folder / "ledger.csv"))
+        show_ledger(self.console, ledger_totals(ledger))
+        self.runs.log_files(files)
+        self._show_where(files)
+
+    def _tag_front(self, results: list[tuple[TrialSpec, dict[str, Any]]], rows: list[dict[str, Any]]) -> None:
+        on_front = {(r["method"], r["depth"], r["width"], r["protocol"]) for r in rows if r["front_params_total"]}
+        for trial, record in results:
+            if record["protocol"] == rows[0]["protocol"]:
+                key = (trial.initialization.name, trial.size.depth, trial.size.width, record["protocol"])
+                self.runs.tag_child(trial.id, "pareto", str(key in on_front).lower())
+
+    def _show_where(self, files: list[Path]) -> None:
+        view = self.runs.attempt(lambda: save_chart_view(self.tracking))
+        for file in files:
+            if file.suffix in (".png", ".html"):
+                self.console.print(str(file), soft_wrap=True, highlight=False)
+        if self.tracking.uri.startswith("http"):
+            server = self.tracking.uri.rstrip("/")
+        else:
+            server = f"http://127.0.0.1:{MLFLOW_PORT}"
+            executable = shlex.quote(_mlflow_executable())
+            command = f"{executable} ui --port {MLFLOW_PORT} --backend-store-uri {shlex.quote(self.tracking.uri)}"
+            self.console.print(f"Compare the runs:  {command}", soft_wrap=True, highlight=False)
+        if view is not None:
+            self.console.print(f"then open          {server}{view}", soft_wrap=True, highlight=False)
+
+
+def _mlflow_executable() -> str:
+    """The mlflow command of this Python, which need not be on the PATH."""
+    beside = Path(sys.executable).with_name("mlflow")
+    return str(beside) if beside.exists() else "mlflow"
