@@ -35,6 +35,7 @@ def draw_front(rows: Rows, path: Path, *, title: str) -> Path:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     costs = ("params_total", "macs")
     figure, axes = plt.subplots(1, len(costs), figsize=(12, 5.4), sharey=True, layout="constrained")
@@ -50,11 +51,14 @@ def draw_front(rows: Rows, path: Path, *, title: str) -> Path:
                 name = f"L{r['depth']}-D{r['width']}"
                 ax.annotate(name, (r[cost], r["fid"]), textcoords="offset points", xytext=(6, 6), fontsize=8)
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel(COSTS[cost])
         ax.margins(x=0.12)
         ax.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("FID (lower is better)")
-    axes[0].set_ylim(bottom=0)
+    axes[0].set_ylim(0, 1.1 * max(row["fid"] + (row["fid_stderr"] or 0.0) for row in rows))
     axes[0].legend()
     seeds = max(row["num_seeds"] for row in rows)
     note = f"{seeds} seeds, bars: standard error" if seeds > 1 else "1 seed"

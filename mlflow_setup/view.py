@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import time
 
+from mlflow_setup.runs import PARENT_TAG
 from mlflow_setup.tracking import Tracking
 
-SLUG = "fine-sweeps-front"
 
 
-def save_chart_view(tracking: Tracking) -> str:
-    """Store the view in the experiment's tags; returns the part of its address that follows the server's.
+def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str) -> str:
+    """Store the view of one sweep in the experiment's tags; returns the part of its address that follows the server's.
 
     The tag's format is that of the MLflow UI (read by version 3.17); the report's own figures do not depend on it.
     """
+    slug = f"front-{sweep_id}"
     section = "fine-sweeps-section"
     scatter = {"type": "SCATTER", "uuid": "fid-params", "metricSectionId": section, "isGenerated": False}
     scatter |= {"deleted": False, "runsCountToCompare": 100}
@@ -24,16 +25,16 @@ def save_chart_view(tracking: Tracking) -> str:
     loss |= {"runsCountToCompare": 100, "metricKey": "train/loss", "selectedMetricKeys": ["train/loss"]}
     loss |= {"xAxisKey": "step", "lineSmoothness": 0, "scaleType": "linear", "xAxisScaleType": "linear"}
     state = {
-        "searchFilter": "tags.trial_id != ''",
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
+        "searchFilter": f"tags.`{PARENT_TAG}` = '{parent_id}'",
+        "orderByKey": "metrics.`fid`",  # any order but by date shows the children flat, and charts draw what is shown
+        "orderByAsc": True,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
         "compareRunCharts": [scatter, cost, loss],
         "compareRunSections": [
-            {"uuid": section, "name": "Size against FID", "display": True, "isReordered": False, "deleted": False}
+            {"uuid": section, "name": "Size against FID", "display": True, "isReordered": False, "deleted": False, "columns": 2, "cardHeight": 420}
         ],
         "runsHiddenMode": "SHOWALL",
         "hideEmptyCharts": True,
@@ -44,5 +45,5 @@ def save_chart_view(tracking: Tracking) -> str:
     }
     now_ms = int(time.time() * 1000)
     view = {"name": "Size against FID", "createdAt": now_ms, "updatedAt": now_ms, "state": json.dumps(state)}
-    tracking.client.set_experiment_tag(tracking.experiment_id, f"mlflow.sharedViewState.{SLUG}", json.dumps(view))
-    return f"/#/experiments/{tracking.experiment_id}/runs?viewStateShareKey={SLUG}&compareRunsMode=CHART"
+    tracking.client.set_experiment_tag(tracking.experiment_id, f"mlflow.sharedViewState.{slug}", json.dumps(view))
+    return f"/#/experiments/{tracking.experiment_id}/runs?viewStateShareKey={slug}&compareRunsMode=CHART"

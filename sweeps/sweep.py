@@ -212,7 +212,7 @@ class Sweep:
                 self.runs.tag_child(trial.id, "pareto", str(key in on_front).lower())
 
     def _show_where(self, files: list[Path]) -> None:
-        view = self.runs.attempt(lambda: save_chart_view(self.tracking))
+        view = self.runs.attempt(lambda: save_chart_view(self.tracking, self.plan.sweep_id, self.runs.parent_id))
         for file in files:
             if file.suffix in (".png", ".html"):
                 self.console.print(str(file), soft_wrap=True, highlight=False)

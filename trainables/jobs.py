@@ -60,6 +60,7 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
                 "provenance": provenance(),
             }
             store.publish(job, Path(folder), {**common, **record})
+    run.report({"published": True}, None)
 
 
 def _run_extractor(job: ExtractorSpec, folder: Path) -> dict[str, Any]:
