@@ -101,8 +101,9 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         half = FREQUENCY_DIM // 2
-        exponents = torch.arange(half, device=t.device, dtype=torch.float32) / (half - self.freq_shift)
-        angles = t[:, None].float() * torch.exp(-math.log(10_000) * exponents)
+        # The order of operations is that of the public code: at t = 999 another rounding shows in the output.
+        exponents = -math.log(10_000) * torch.arange(half, device=t.device, dtype=torch.float32) / (half - self.freq_shift)
+        angles = t[:, None].float() * exponents.exp()
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)  # (N, 256)
         return self.mlp(features.to(self.mlp[0].weight.dtype))
 

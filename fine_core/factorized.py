@@ -63,9 +63,7 @@ class FactorizedDiT(nn.Module):
         self.right = nn.ParameterDict({m: _unit_columns(matrix_shape(m, width)[1], rank) for m in BLOCK_MATRICES})
         self.bias = nn.ParameterDict({m: nn.Parameter(torch.zeros(matrix_shape(m, width)[0])) for m in BLOCK_MATRICES})
         self.sigma = nn.ModuleDict({str(w): self._fresh_sigma(w, depth) for w in self.widths})
-        outer = {
-            name: p for name, p in DiT(config).named_parameters() if p.requires_grad and not name.startswith("blocks.")
-        }
+        outer = {name: p for name, p in DiT(config).named_parameters() if p.requires_grad and not name.startswith("blocks.")}
         self.outer = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(p.detach()) for name, p in outer.items()})
         self._skeletons: dict[int, DiT] = {}
         self._rows: dict[int, RowChoice] = {}
@@ -81,10 +79,7 @@ class FactorizedDiT(nn.Module):
         # A prefix of rows has shorter columns; the larger sigma makes up for it.
         scale = self.config.size.width / width
         return nn.ParameterDict(
-            {
-                m: nn.Parameter(torch.randn(depth, self.rank) * sigma_std(m, width, self.rank) * scale)
-                for m in BLOCK_MATRICES
-            }
+            {m: nn.Parameter(torch.randn(depth, self.rank) * sigma_std(m, width, self.rank) * scale) for m in BLOCK_MATRICES}
         )
 
     def size_at(self, width: int) -> ModelSize:

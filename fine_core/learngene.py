@@ -35,9 +35,7 @@ def interpolate_depth(sigma: Tensor, depth: int) -> Tensor:
 class Learngene:
     """Shared tensors (factors, biases, embedders, final layer) and the source's sigma for every width it was trained at."""
 
-    def __init__(
-        self, config: DiTConfig, rank: int, shared: dict[str, Tensor], sigma: dict[int, dict[str, Tensor]]
-    ) -> None:
+    def __init__(self, config: DiTConfig, rank: int, shared: dict[str, Tensor], sigma: dict[int, dict[str, Tensor]]) -> None:
         self.config, self.rank, self.shared, self.sigma = config, rank, shared, sigma
 
     @classmethod

@@ -13,7 +13,7 @@ import torch
 
 def stream_seed(seed: int, stream: str, *keys: int) -> int:
     """A 63-bit seed for the stream named `stream` of `seed` (>= 0), distinct for every tuple of `keys`."""
-    entropy = [seed, zlib.crc32(stream.encode()), *keys]
+    entropy = [seed, zlib.crc32(stream.encode()), len(keys), *keys]  # numpy ignores trailing zeros
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 

@@ -59,9 +59,7 @@ def check_narrower(source: ModelSize, target: ModelSize) -> None:
     if target.width > source.width:
         raise ValueError(f"width {target.width} is wider than the learngene's {source.width}; it must be at most that")
     if target.head_dim != source.head_dim:
-        raise ValueError(
-            f"head_dim {target.head_dim} differs from the learngene's {source.head_dim}; heads keep their size"
-        )
+        raise ValueError(f"head_dim {target.head_dim} differs from the learngene's {source.head_dim}; heads keep their size")
 
 
 def prefix_rows(source: ModelSize, target: ModelSize) -> RowChoice:

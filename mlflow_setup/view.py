@@ -9,7 +9,6 @@ from mlflow_setup.runs import PARENT_TAG
 from mlflow_setup.tracking import Tracking
 
 
-
 def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str) -> str:
     """Store the view of one sweep in the experiment's tags; returns the part of its address that follows the server's.
 
@@ -34,7 +33,15 @@ def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str) -> str:
         "datasetsFilter": [],
         "compareRunCharts": [scatter, cost, loss],
         "compareRunSections": [
-            {"uuid": section, "name": "Size against FID", "display": True, "isReordered": False, "deleted": False, "columns": 2, "cardHeight": 420}
+            {
+                "uuid": section,
+                "name": "Size against FID",
+                "display": True,
+                "isReordered": False,
+                "deleted": False,
+                "columns": 2,
+                "cardHeight": 420,
+            }
         ],
         "runsHiddenMode": "SHOWALL",
         "hideEmptyCharts": True,

@@ -80,9 +80,7 @@ class GridSpec:
             model=model_config(self.dataset, self.size(max(self.depths), width), patch_size=self.patch_size),
             rank=max(1, round(self.rank_ratio * width)),
             nested_widths=nested,
-            training=TrainingSpec(
-                steps=self.source_steps, batch_size=self.batch_size, lr=self.lr, ema_decay=self.ema_decay
-            ),
+            training=TrainingSpec(steps=self.source_steps, batch_size=self.batch_size, lr=self.lr, ema_decay=self.ema_decay),
         )
 
     def initialization(self, method: str) -> FineSpec | ScratchSpec:

@@ -57,9 +57,7 @@ class RunnerSpec:
         check(self.max_concurrent is None or self.max_concurrent >= 1, "max_concurrent must be at least 1")
         check(self.checkpoint_every_steps >= 1, "checkpoint_every_steps must be at least 1")
         inline_only = self.runner == "tune" and (self.workers_per_trial > 1 or self.gpus_per_worker > 0)
-        check(
-            not inline_only, "runner 'tune' runs one CPU worker per trial; use --runner train for more workers or GPUs"
-        )
+        check(not inline_only, "runner 'tune' runs one CPU worker per trial; use --runner train for more workers or GPUs")
 
     def workers_for(self, job: JobSpec, cluster_slots: int) -> int:
         """Workers of a job: the learngene, which everything waits for, takes the whole cluster unless told otherwise."""

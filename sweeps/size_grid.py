@@ -107,8 +107,15 @@ def _preset_defaults(context: click.Context, parameter: click.Parameter, value: 
 
 
 @click.command(epilog="Example: python sweeps/size_grid.py --depths 2,4 --widths 32 --seeds 0,1,2 --storage-path ~/runs")
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="demo", is_eager=True, callback=_preset_defaults,
-              show_default=True, help="Defaults of all options below.")
+@click.option(
+    "--preset",
+    type=click.Choice(list(PRESETS)),
+    default="demo",
+    is_eager=True,
+    callback=_preset_defaults,
+    show_default=True,
+    help="Defaults of all options below.",
+)
 @click.option("--depths", callback=_integers, help="Numbers of blocks, such as 2,4,6.")
 @click.option("--widths", callback=_integers, help="Numbers of channels, multiples of --head-dim.")
 @click.option("--head-dim", type=int, help="Channels of one attention head, the same at all widths.")
@@ -132,8 +139,13 @@ def _preset_defaults(context: click.Context, parameter: click.Parameter, value: 
 @click.option("--guidance-scale", type=float, help="Classifier-free guidance (1: none).")
 @click.option("--storage-path", help=f"Folder or URI for results and checkpoints.  [default: {DEFAULT_DATA_FOLDER}]")
 @click.option("--tracking-uri", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else SQLite in the storage path]")
-@click.option("--runner", type=click.Choice(RUNNERS), default="auto", show_default=True,
-              help="Ray Train worker groups, or one CPU worker inside the Tune trial.")
+@click.option(
+    "--runner",
+    type=click.Choice(RUNNERS),
+    default="auto",
+    show_default=True,
+    help="Ray Train worker groups, or one CPU worker inside the Tune trial.",
+)
 @click.option("--workers-per-trial", type=int, default=1, show_default=True, help="Data-parallel workers of a trial.")
 @click.option("--gpus-per-worker", type=float, help="GPUs of a worker; may be a fraction.")
 @click.option("--max-concurrent", type=int, help="Trials at a time.  [default: as many as the cluster holds]")

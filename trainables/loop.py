@@ -98,9 +98,7 @@ class PhaseTrainer:
         self.ema = [p.detach().clone() for p in self.parameters]
         self.forward = model
         if run.num_workers > 1:
-            self.forward = DistributedDataParallel(
-                model, broadcast_buffers=False, find_unused_parameters=skips_parameters
-            )
+            self.forward = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=skips_parameters)
 
     def step(self, loss: Tensor, step_in_phase: int) -> None:
         warmup = min(1.0, (step_in_phase + 1) / max(1, self.training.warmup_steps))
@@ -153,9 +151,7 @@ def train(
     """
     if training.batch_size % run.num_workers:
         raise ValueError(f"batch_size {training.batch_size} does not divide among {run.num_workers} workers")
-    share = slice(
-        run.rank * training.batch_size // run.num_workers, (run.rank + 1) * training.batch_size // run.num_workers
-    )
+    share = slice(run.rank * training.batch_size // run.num_workers, (run.rank + 1) * training.batch_size // run.num_workers)
     data = data.to(run.device)
     diffusion = Diffusion().to(run.device)
     order = BatchOrder(len(data), training.batch_size, seed)

@@ -40,9 +40,7 @@ class Store:
             self.filesystem.delete_file(f"{self.root}/.probe-{os.getpid()}")
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise StoreError(
-                f"storage path {location!r} cannot be written ({reason}); name a writable folder"
-            ) from error
+            raise StoreError(f"storage path {location!r} cannot be written ({reason}); name a writable folder") from error
 
     @property
     def is_local(self) -> bool:

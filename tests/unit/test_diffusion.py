@@ -1,0 +1,54 @@
+"""The schedule against diffusers, the variational term against a direct computation."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from fine_core.diffusion import NUM_TIMESTEPS, Diffusion
+
+
+def test_noising_equals_diffusers():
+    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear")
+    x, noise, t = torch.randn(4, 1, 8, 8), torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999])
+    torch.testing.assert_close(Diffusion().noise_images(x, t, noise), scheduler.add_noise(x, noise, t), atol=1e-5, rtol=1e-4)
+
+
+def test_variational_term_vanishes_for_the_true_posterior():
+    """With the true noise and the posterior variance (v = -1) the KL is 0, so that only the (zero) MSE is left."""
+    x0, noise = torch.randn(64, 2, 4, 4).clamp(-1, 1), torch.randn(64, 2, 4, 4)
+    t = torch.randint(1, NUM_TIMESTEPS, (64,))
+    perfect = torch.cat([noise, -torch.ones_like(noise)], dim=1)
+    assert Diffusion().losses(lambda x, t, y: perfect, x0, t, None, noise).abs().max() < 1e-3
+
+
+def test_variational_term_is_the_gaussian_kl_in_bits():
+    diffusion, t = Diffusion(), torch.tensor([400])
+    x0, noise = torch.full((1, 1, 2, 2), 0.3), torch.randn(1, 1, 2, 2)
+    output = torch.cat([noise, torch.ones_like(noise)], dim=1)  # the upper variance, beta
+    loss = diffusion.losses(lambda x, t, y: output, x0, t, None, noise)
+    true, guess = (
+        torch.distributions.Normal(0.0, math.exp(0.5 * table[400].item()))
+        for table in (diffusion.log_posterior_variance, diffusion.log_beta)
+    )
+    expected_bits = torch.distributions.kl_divergence(true, guess).item() / math.log(2)
+    assert loss.item() == pytest.approx(expected_bits, rel=1e-3)
+
+
+def test_first_step_scores_every_byte_of_the_image():
+    """At t = 0 the term is a discrete likelihood: over all 256 values its probabilities sum to 1."""
+    from fine_core.diffusion import _discretized_log_likelihood
+
+    values = torch.arange(256) / 127.5 - 1
+    mean, log_scale = torch.tensor(0.2), torch.tensor(math.log(0.3))
+    assert abs(_discretized_log_likelihood(values, mean, log_scale).exp().sum().item() - 1) < 1e-3
+
+
+def test_hybrid_loss_trains_the_variance_without_moving_the_mean():
+    eps = torch.randn(8, 1, 4, 4, requires_grad=True)
+    variance = torch.zeros(8, 1, 4, 4, requires_grad=True)
+    x0, noise, t = torch.rand(8, 1, 4, 4), torch.randn(8, 1, 4, 4), torch.randint(0, 1000, (8,))
+    Diffusion().losses(lambda *_: torch.cat([eps, variance], 1), x0, t, None, noise).sum().backward()
+    torch.testing.assert_close(eps.grad, 2 * (eps.detach() - noise) / 16)
+    assert variance.grad.abs().min() > 0

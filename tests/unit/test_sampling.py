@@ -1,0 +1,63 @@
+"""Samples do not depend on how the work is split; guidance and every scheduler do what they say."""
+
+import pytest
+import torch
+
+from fine_core.dit import DiT, DiTConfig, ModelSize
+from fine_core.randomness import stream_generator, stream_seed
+from fine_core.sampling import SAMPLERS, SamplerSpec, sample_batches, sample_images, to_uint8
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["eps", "learned-variance"])
+def model(request) -> DiT:
+    size = ModelSize(depth=1, width=16, num_heads=2)
+    torch.manual_seed(0)
+    model = DiT(DiTConfig(size=size, input_size=4, in_channels=1, num_classes=3, learn_sigma=request.param)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def collect(model, spec, **split) -> dict[int, torch.Tensor]:
+    labels = torch.arange(10) % 3
+    return dict(sample_batches(model, labels, spec, seed=5, batch_size=4, **split))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_split_over_workers_draws_the_same_images(model, sampler):
+    spec = SamplerSpec(sampler=sampler, sampling_steps=4)
+    alone = collect(model, spec)
+    shared = collect(model, spec, worker=0, num_workers=2) | collect(model, spec, worker=1, num_workers=2)
+    assert sorted(alone) == sorted(shared) == [0, 1, 2]
+    assert all(torch.equal(alone[i], shared[i]) for i in alone)
+    assert alone[0].dtype == torch.uint8 and alone[0].shape == (4, 1, 4, 4)
+
+
+def test_guidance_reaches_the_images_and_scale_one_is_none(model):
+    def draw(scale):
+        generator = stream_generator(0, "test")
+        return sample_images(
+            model, torch.tensor([0, 1]), SamplerSpec(sampling_steps=3, guidance_scale=scale), generator=generator
+        )
+
+    assert not torch.equal(draw(1.0), draw(4.0))
+    null = torch.full((2,), model.config.num_classes)
+    generator = stream_generator(0, "test")
+    unconditional = sample_images(model, null, SamplerSpec(sampling_steps=3, guidance_scale=4.0), generator=generator)
+    plain = sample_images(model, null, SamplerSpec(sampling_steps=3), generator=stream_generator(0, "test"))
+    torch.testing.assert_close(unconditional, plain)  # guiding the null class towards itself changes nothing
+
+
+def test_bytes_are_those_of_the_public_code():
+    assert to_uint8(torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_streams_differ_by_name_key_and_seed():
+    seeds = {stream_seed(*key) for key in [(0, "a"), (0, "b"), (1, "a"), (0, "a", 0), (0, "a", 1)]}
+    assert len(seeds) == 5 and stream_seed(3, "x", 4) == stream_seed(3, "x", 4)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"sampler": "euler"}, "ddim"), ({"sampling_steps": 0}, "between 1")])
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        SamplerSpec(**options)
