@@ -1,0 +1,80 @@
+"""The layers of the project: who may import what. Checked on the source, and by really importing fine_core alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("fine_core", "trainables", "sweeps", "mlflow_setup")
+ALLOWED = {  # what each package may import of the things that are ruled
+    "fine_core": set(),
+    "trainables": {"fine_core", "ray.train"},
+    "sweeps": {"fine_core", "trainables", "mlflow_setup", "ray", "ray.tune", "optuna", "click"},
+    "mlflow_setup": {"mlflow"},
+}
+RULED = {*PACKAGES, "ray", "optuna", "mlflow", "click"}
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "ray":
+            names |= {f"ray.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_only_what_their_layer_may(package):
+    for path in (ROOT / package).rglob("*.py"):
+        for name in imports(path):
+            if name.split(".")[0] not in RULED or name.split(".")[0] == package:
+                continue
+            parts = name.split(".")
+            allowed = {".".join(parts[: i + 1]) for i in range(len(parts))} & ALLOWED[package]
+            assert allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_only_the_worker_knows_ray_train_and_mlflow_setup_knows_no_torch():
+    for path in (ROOT / "trainables").rglob("*.py"):
+        assert path.name == "worker.py" or not any(n.split(".")[0] == "ray" for n in imports(path)), path
+    for path in (ROOT / "mlflow_setup").rglob("*.py"):
+        assert not any(n.split(".")[0] in ("torch", "numpy") for n in imports(path)), path
+
+
+def test_fine_core_and_the_training_loop_run_without_ray_optuna_mlflow_and_diffusers():
+    code = """
+import sys
+for name in ("ray", "optuna", "mlflow", "click", "diffusers"):
+    sys.modules[name] = None  # importing it raises ImportError
+import pathlib, importlib, tempfile
+for path in pathlib.Path("fine_core").glob("*.py"):
+    importlib.import_module(f"fine_core.{path.stem}")
+from fine_core.data import load_dataset
+from tests.tiny import tiny_trial
+from trainables.context import LocalContext
+from trainables.initializations import recipe_for
+from trainables.loop import train
+trial = tiny_trial("scratch")
+with tempfile.TemporaryDirectory() as folder:
+    _, progress = train(recipe_for(trial, None), data=load_dataset("digits", "train"), num_classes=10,
+        training=trial.training, seed=0, run=LocalContext(folder + "/run"), checkpoint_every_steps=4)
+print("steps", progress.step)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout.strip() == "steps 8", result.stderr
+
+
+def test_models_are_never_unpickled():
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                    assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), path
+            assert "pickle" not in imports(path), path

@@ -1,0 +1,68 @@
+"""Fronts against a brute-force definition, uncertainty, and the refusal to mix protocols."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from sweeps.pareto import Point, front, front_probability, non_dominated, points_from, report_rows
+from tests.tiny import tiny_trial
+
+
+def point(fid: float, params: int, *, stderr: float | None = 0.01, protocol: str = "p", depth: int = 2) -> Point:
+    return Point(
+        method="fine", depth=depth, width=16, num_heads=2, protocol=protocol, num_seeds=3, fid=fid, fid_stderr=stderr,
+        kid=0.1, params_total=params, macs=params, serve_bytes=params, train_s=1.0, eval_s=1.0,
+    )  # fmt: skip
+
+
+def test_front_equals_brute_force_with_ties():
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        costs, scores = generator.integers(0, 4, 8), generator.integers(0, 4, 8)
+        expected = [
+            not any(
+                costs[j] <= costs[i] and scores[j] <= scores[i] and (costs[j] < costs[i] or scores[j] < scores[i])
+                for j in range(8)
+            )
+            for i in range(8)
+        ]
+        assert non_dominated(costs, scores).tolist() == expected
+
+
+def test_equal_points_stay_on_the_front_together():
+    assert front([point(1.0, 10), point(1.0, 10), point(2.0, 20)], "params_total") == [True, True, False]
+
+
+def test_front_does_not_depend_on_the_order():
+    points = [point(3.0, 10), point(2.0, 20), point(2.5, 30), point(1.0, 40)]
+    for order in itertools.permutations(range(4)):
+        members = front([points[i] for i in order], "macs")
+        assert {i for i, member in zip(order, members, strict=True) if member} == {0, 1, 3}
+
+
+def test_probability_follows_the_standard_error():
+    certain = front_probability([point(2.0, 10), point(1.0, 20), point(3.0, 30)], "params_total")
+    assert certain == pytest.approx([1, 1, 0])
+    tie = front_probability([point(1.0, 10, stderr=0.1), point(1.0, 20, stderr=0.1)], "params_total")
+    assert tie[0] == 1 and tie[1] == pytest.approx(0.5, abs=0.05)
+    assert front_probability([point(1.0, 10, stderr=None)], "params_total") == [None]
+
+
+def test_different_protocols_never_share_a_front():
+    with pytest.raises(ValueError, match="different protocols"):
+        front([point(1.0, 10), point(1.0, 20, protocol="other")], "params_total")
+
+
+def test_seeds_are_averaged_with_their_standard_error():
+    def record(fid):
+        metrics = {"fid": fid, "kid": 0.0, "train_s": 1.0, "eval_s": 1.0}
+        return {"protocol": "p", "metrics": metrics | {"params_total": 5, "macs": 6, "serve_bytes": 7}}
+
+    results = [(tiny_trial("fine", seed=i), record(fid)) for i, fid in enumerate([1.0, 2.0, 3.0])]
+    results += [(tiny_trial("scratch"), record(9.0))]
+    fine, scratch = points_from(results)
+    assert (fine.fid, fine.num_seeds) == (2.0, 3) and fine.fid_stderr == pytest.approx(1 / 3**0.5)
+    assert scratch.fid_stderr is None and scratch.label == "scratch L2-D16"
+    rows = report_rows([fine, scratch])
+    assert [row["front_params_total"] for row in rows] == [True, False] and rows[0]["front_probability"] is None

@@ -1,0 +1,108 @@
+"""Jobs end in the store with their record last; damage is found by hash; a finished job is not computed again."""
+
+import json
+import shutil
+
+import pytest
+from PIL import Image
+
+from fine_core.checkpoints import load_model
+from fine_core.learngene import Learngene
+from fine_core.ledger import file_bytes, sha256_of
+from tests.tiny import tiny_learngene, tiny_trial
+from trainables import jobs
+from trainables.context import LocalContext
+from trainables.jobs import EXTRACTOR_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE, run_job
+from trainables.spec import ExtractorSpec
+from trainables.store import Store, StoreError
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    """A store with every artifact and two trials."""
+    root = tmp_path_factory.mktemp("store")
+    for job in (ExtractorSpec(dataset="digits"), tiny_learngene(), tiny_trial("fine"), tiny_trial("scratch")):
+        run_job(job, str(root), LocalContext(root / "scratch-pad" / job.id), checkpoint_every_steps=4)
+    return Store(root)
+
+
+def test_a_trial_leaves_model_samples_and_a_whole_record(store):
+    trial = tiny_trial("fine")
+    record = store.read_record(trial)
+    model = load_model(store.fetch(trial, MODEL_FILE), expect=trial.model)
+    assert record["metrics"]["params_total"] == sum(p.numel() for p in model.parameters())
+    assert record["metrics"]["serve_bytes"] == file_bytes(store.fetch(trial, MODEL_FILE))
+    assert record["metrics"]["initialize_bytes"] == file_bytes(store.fetch(tiny_learngene(), LEARNGENE_FILE))
+    assert Image.open(store.fetch(trial, SAMPLES_FILE)).size[0] > 64
+    assert record["id"] == trial.id and record["spec"]["seed"] == 0
+    assert {"fid", "kid", "train_s", "eval_s", "macs", "peak_memory_bytes"} <= set(record["metrics"])
+    assert 50e6 < record["metrics"]["peak_memory_bytes"] < 20e9
+    assert record["provenance"]["torch"] and "20 samples" in record["protocol"]
+    assert record["history"][-1]["step"] == 8
+
+
+def test_a_trial_from_scratch_needs_no_bytes_to_initialize(store):
+    assert store.read_record(tiny_trial("scratch"))["metrics"]["initialize_bytes"] == 0
+
+
+def test_the_stored_learngene_assembles(store):
+    learngene = Learngene.load(store.fetch(tiny_learngene(), LEARNGENE_FILE))
+    assert sorted(learngene.sigma) == [8, 16] and learngene.assemble(tiny_trial().size).config == tiny_trial().model
+
+
+def test_the_extractor_is_accurate(store):
+    assert store.read_record(ExtractorSpec(dataset="digits"))["metrics"]["held_out_accuracy"] >= 0.97
+
+
+def test_a_finished_job_is_not_computed_again(store, monkeypatch, tmp_path):
+    monkeypatch.setattr(jobs, "_run_trial", lambda *a: pytest.fail("computed again"))
+    run_job(tiny_trial("fine"), store.location, LocalContext(tmp_path), checkpoint_every_steps=4)
+
+
+def test_same_trial_in_another_store_gives_the_same_model_and_score(store, tmp_path):
+    for job in (ExtractorSpec(dataset="digits"), tiny_trial("scratch")):
+        run_job(job, str(tmp_path / "other"), LocalContext(tmp_path / job.id), checkpoint_every_steps=3)
+    other, trial = Store(tmp_path / "other"), tiny_trial("scratch")
+    assert sha256_of(other.fetch(trial, MODEL_FILE)) == sha256_of(store.fetch(trial, MODEL_FILE))
+    for score in ("fid", "kid"):
+        assert other.read_record(trial)["metrics"][score] == store.read_record(trial)["metrics"][score]
+
+
+def test_a_damaged_artifact_is_found_by_its_hash(store, tmp_path):
+    copy = Store(tmp_path)
+    shutil.copytree(f"{store.root}/extractor", tmp_path / "extractor")
+    job = ExtractorSpec(dataset="digits")
+    path = copy.fetch(job, EXTRACTOR_FILE)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged"):
+        copy.fetch(job, EXTRACTOR_FILE)
+
+
+def test_a_half_written_record_counts_as_not_finished(tmp_path):
+    store, job = Store(tmp_path), tiny_trial()
+    folder = tmp_path / job.folder
+    folder.mkdir(parents=True)
+    assert store.read_record(job) is None
+    (folder / "record.json").write_text('{"metrics": {')
+    assert store.read_record(job) is None
+    with pytest.raises(StoreError, match="not finished"):
+        store.fetch(job, MODEL_FILE)
+
+
+def test_the_furthest_checkpoint_wins_whatever_its_name(tmp_path):
+    store = Store(tmp_path)
+    assert store.latest_checkpoint("tune/x/job", "progress.json") is None
+    for name, step in (("checkpoint_000002", 30), ("checkpoint_000000", 50)):
+        folder = tmp_path / "tune/x/job" / name
+        folder.mkdir(parents=True)
+        (folder / "progress.json").write_text(json.dumps({"step": step}))
+    assert store.latest_checkpoint("tune/x/job", "progress.json").endswith("checkpoint_000000")
+
+
+@pytest.mark.parametrize("location", ["/proc/nowhere", "s4://bucket/x"])
+def test_an_unusable_storage_path_is_refused_in_one_line(location):
+    with pytest.raises(StoreError, match="cannot be written") as error:
+        Store(location)
+    assert "\n" not in str(error.value)
