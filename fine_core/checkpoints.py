@@ -15,6 +15,9 @@ from torch import Tensor
 from fine_core.dit import DiT, DiTConfig, ModelSize
 
 
+METADATA_KEY = "fine-sweeps"
+
+
 class CheckpointError(ValueError):
     """A file that is damaged, of another kind, or of another shape than asked for."""
 
@@ -26,7 +29,9 @@ def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], *, kind: s
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(contiguous, temporary, metadata={"kind": kind, "config": json.dumps(config, sort_keys=True)})
+        # One metadata entry: safetensors writes several in any order, and equal models should be equal files.
+        metadata = {METADATA_KEY: json.dumps({"kind": kind, "config": config}, sort_keys=True)}
+        save_file(contiguous, temporary, metadata=metadata)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -42,9 +47,10 @@ def load_tensors(path: str | os.PathLike, *, kind: str) -> tuple[dict[str, Tenso
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    if metadata.get("kind") != kind or "config" not in metadata:
-        raise CheckpointError(f"{path} holds {metadata.get('kind', 'tensors without a config')!r}, not {kind!r}")
-    return tensors, json.loads(metadata["config"])
+    header = json.loads(metadata.get(METADATA_KEY, "{}"))
+    if header.get("kind") != kind:
+        raise CheckpointError(f"{path} holds {header.get('kind', 'tensors without a config')!r}, not {kind!r}")
+    return tensors, header["config"]
 
 
 def config_to_json(config: DiTConfig) -> dict:
