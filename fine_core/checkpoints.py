@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fine_core.dit import DiT, DiTConfig, ModelSize
 
-
 METADATA_KEY = "fine-sweeps"
 
 

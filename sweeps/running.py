@@ -55,6 +55,7 @@ class RunnerSpec:
         check(self.workers_per_trial >= 1, f"workers_per_trial is {self.workers_per_trial}; it must be at least 1")
         check(self.gpus_per_worker >= 0, f"gpus_per_worker is {self.gpus_per_worker}; it must be 0 or more")
         check(self.max_concurrent is None or self.max_concurrent >= 1, "max_concurrent must be at least 1")
+        check(self.source_workers is None or self.source_workers >= 1, "source_workers must be at least 1")
         check(self.checkpoint_every_steps >= 1, "checkpoint_every_steps must be at least 1")
         inline_only = self.runner == "tune" and (self.workers_per_trial > 1 or self.gpus_per_worker > 0)
         check(not inline_only, "runner 'tune' runs one CPU worker per trial; use --runner train for more workers or GPUs")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -106,7 +105,22 @@ def _preset_defaults(context: click.Context, parameter: click.Parameter, value: 
     return value
 
 
-@click.command(epilog="Example: python sweeps/size_grid.py --depths 2,4 --widths 32 --seeds 0,1,2 --storage-path ~/runs")
+class OneLineErrors(click.Command):
+    """A command whose usage errors are one line, like its other errors."""
+
+    def main(self, *args, **options):
+        try:
+            return super().main(*args, **{**options, "standalone_mode": False})
+        except click.UsageError as error:
+            click.echo(f"error: {error.format_message()}", err=True)
+            sys.exit(2)
+        except click.Abort:  # Ctrl-C before anything was started
+            sys.exit(130)
+
+
+@click.command(
+    cls=OneLineErrors, epilog="Example: python sweeps/size_grid.py --depths 2,4 --widths 32 --seeds 0,1,2 --storage-path ~/runs"
+)
 @click.option(
     "--preset",
     type=click.Choice(list(PRESETS)),
@@ -147,6 +161,7 @@ def _preset_defaults(context: click.Context, parameter: click.Parameter, value: 
     help="Ray Train worker groups, or one CPU worker inside the Tune trial.",
 )
 @click.option("--workers-per-trial", type=int, default=1, show_default=True, help="Data-parallel workers of a trial.")
+@click.option("--source-workers", type=int, help="Workers that pre-train the learngene.  [default: the whole cluster]")
 @click.option("--gpus-per-worker", type=float, help="GPUs of a worker; may be a fraction.")
 @click.option("--max-concurrent", type=int, help="Trials at a time.  [default: as many as the cluster holds]")
 @click.option("--checkpoint-every-steps", type=int, help="Steps that an interruption may cost.")
@@ -167,6 +182,7 @@ def main(**options) -> None:
             workers_per_trial=options["workers_per_trial"],
             gpus_per_worker=options["gpus_per_worker"],
             max_concurrent=options["max_concurrent"],
+            source_workers=options["source_workers"],
             checkpoint_every_steps=options["checkpoint_every_steps"],
         )
         batch_size, workers = grid.batch_size, runner.workers_per_trial
@@ -187,7 +203,6 @@ def main(**options) -> None:
     show_plan(console, plan, finished, slots=slots)
     from sweeps.sweep import Sweep  # imports Ray, which a dry run does not need
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` ends the sweep as Ctrl-C does
     sweep = Sweep(
         "size-grid",
         plan,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -75,6 +76,8 @@ class Sweep:
         self.console.print(f"{total - num_missing} of {total} jobs are in the store already; starting Ray for {num_missing}")
         started = time.monotonic()
         connect_cluster()
+        # `ray job stop` ends the sweep as Ctrl-C does. Set after Ray, which has a handler of its own.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.timings["ray_start"] = time.monotonic() - started
         finished = {job.id for jobs in self.plan.stages.values() for job in jobs} - {
             job.id for jobs in missing.values() for job in jobs

@@ -1,0 +1,165 @@
+"""The real command on real Ray clusters into a real MLflow store."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+TINY = ["--depths", "2", "--widths", "16", "--head-dim", "8", "--batch-size", "16", "--num-samples", "24"]
+TINY += ["--sampling-steps", "2", "--steps", "12", "--sigma-steps", "6", "--source-steps", "12"]
+TINY += ["--checkpoint-every-steps", "4"]
+
+
+def command(store: Path, *options: str) -> list[str]:
+    return [sys.executable, str(ROOT / "sweeps/size_grid.py"), *TINY, "--storage-path", str(store), *options]
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
+
+
+def sweep(store: Path, *options: str, expect: int = 0) -> str:
+    # From elsewhere: the command must not depend on the current folder.
+    result = subprocess.run(
+        command(store, *options), cwd=store.parent, env=environment(), capture_output=True, text=True, timeout=400
+    )
+    assert result.returncode == expect, result.stdout + result.stderr
+    return result.stdout
+
+
+def runs(store: Path):
+    """(parents, children) of the store's experiment."""
+    client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
+    experiment = client.get_experiment_by_name("size-grid")
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
+    return client, [run for run in found if run not in children], children
+
+
+def weights(store: Path) -> dict[str, dict]:
+    files = [*store.glob("trial/*/model.safetensors"), *store.glob("learngene/*/learngene.safetensors")]
+    return {str(file.relative_to(store)): file.read_bytes() for file in files}
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory) -> Path:
+    """A grid of one size and both methods, run inside Tune's processes; what other runs are compared with."""
+    store = tmp_path_factory.mktemp("inline") / "store"
+    sweep(store, "--runner", "tune")
+    return store
+
+
+def test_two_workers_per_trial_report_everything_and_a_second_run_computes_nothing(tmp_path):
+    store = tmp_path / "store"
+    grid = ["--depths", "1,2", "--methods", "fine", "--runner", "train", "--workers-per-trial", "2"]
+    output = sweep(store, *grid)
+    assert "points; 4 of 4 jobs to compute" in output and re.search(r"\* +fine L\d-D16", output)
+
+    client, (parent,), children = runs(store)
+    assert parent.info.status == "FINISHED" and len(children) == 2
+    artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"pareto.csv", "pareto.png", "pareto.html", "ledger.csv"} <= artifacts
+    for child in children:
+        assert child.info.status == "FINISHED" and child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        tags = {"trial_id", "method", "initialization", "transfer", "depth", "width", "dataset", "protocol", "pareto"}
+        assert tags <= set(child.data.tags) and child.data.tags["pareto"] in ("true", "false")
+        metrics = {"fid", "kid", "params_total", "params_trainable", "macs", "serve_bytes", "initialize_bytes"}
+        metrics |= {"train_s", "eval_s", "peak_memory_bytes", "train/loss", "train/steps_per_s"}
+        assert metrics <= set(child.data.metrics)
+        steps = [m.step for m in client.get_metric_history(child.info.run_id, "train/loss")]
+        assert steps == sorted(set(steps)) and steps[-1] == 12
+        assert [file.path for file in client.list_artifacts(child.info.run_id, "samples")] == ["samples/samples.png"]
+        for metric in ("serve_bytes", "params_total"):
+            record = json.loads((store / "trial" / child.data.tags["trial_id"] / "record.json").read_text())
+            assert child.data.metrics[metric] == record["metrics"][metric]
+    view = next(v for k, v in client.get_experiment(parent.info.experiment_id).tags.items() if "sharedViewState" in k)
+    chart = json.loads(json.loads(view)["state"])["compareRunCharts"][0]
+    assert (chart["xaxis"]["key"], chart["yaxis"]["key"]) == ("params_total", "fid")
+
+    (report,) = (store / "reports").iterdir()
+    rows = list(csv.DictReader((report / "pareto.csv").open()))
+    assert [row["label"] for row in rows] == ["fine L1-D16", "fine L2-D16"]
+    assert not any((store / "train").glob("*")), "checkpoints of finished jobs are deleted"
+
+    before = {file: file.stat().st_mtime_ns for file in store.rglob("record.json")}
+    output = sweep(store, *grid)
+    assert "0 of 4 jobs to compute" in output and "starting Ray" not in output
+    assert {file: file.stat().st_mtime_ns for file in store.rglob("record.json")} == before
+    _, (again,), children_again = runs(store)
+    assert again.info.run_id == parent.info.run_id and again.info.status == "FINISHED"
+    assert {c.info.run_id for c in children_again} == {c.info.run_id for c in children}
+
+
+def test_runner_train_and_runner_tune_give_equal_weights(inline, tmp_path):
+    store = tmp_path / "store"
+    sweep(store, "--runner", "train", "--source-workers", "1")
+    assert weights(store) == weights(inline) and len(weights(inline)) == 3
+
+
+def test_two_workers_train_what_one_does_up_to_rounding(inline, tmp_path):
+    store = tmp_path / "store"
+    sweep(store, "--methods", "scratch", "--workers-per-trial", "2")
+    (ours,) = store.glob("trial/*/model.safetensors")
+    theirs = load_file(inline / ours.relative_to(store))
+    for name, tensor in load_file(ours).items():
+        assert (tensor - theirs[name]).abs().max() < 2e-3, name  # AdamW amplifies the rounding of a sum of halves
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_run_again_equals_uninterrupted(signal_number, inline, tmp_path):
+    store = tmp_path / "store"
+    # A cadence of its own: a checkpoint after every step, so that the signal finds a trial between two of them.
+    options = ["--runner", "tune", "--max-concurrent", "1", "--checkpoint-every-steps", "1"]
+    with subprocess.Popen(
+        command(store, *options), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not any(store.glob("tune/*-base/*/checkpoint_*/progress.json")):
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+            time.sleep(0.02)
+        process.send_signal(signal_number)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "run the same command again" in output and "Traceback" not in output
+    client, (parent,), children = runs(store)
+    assert parent.info.status == "KILLED" and children and all(c.info.status in ("KILLED", "FINISHED") for c in children)
+
+    sweep(store, *options)
+    assert weights(store) == weights(inline)
+    client, (parent,), children = runs(store)
+    assert parent.info.status == "FINISHED" and {c.info.status for c in children} == {"FINISHED"} and len(children) == 2
+    for child in children:
+        steps = [m.step for m in client.get_metric_history(child.info.run_id, "train/loss")]
+        assert steps == sorted(set(steps)), "no step is logged twice"
+
+
+def test_a_failing_point_is_named_and_the_others_are_reported(tmp_path):
+    store = tmp_path / "store"
+    output = sweep(store, "--runner", "tune", "--sigma-lr", "1e30", expect=1)
+    assert re.search(r"failed: fine L2-D16 seed 0: .*the loss is (nan|inf) by step \d+; try a lower learning rate", output)
+    assert re.search(r"\* +scratch L2-D16", output) and "Run the same command again" in output
+    _, (parent,), children = runs(store)
+    status = {child.data.tags["method"]: child.info.status for child in children}
+    assert status == {"fine": "FAILED", "scratch": "FINISHED"} and parent.info.status == "FAILED"
+    failed = next(child for child in children if child.data.tags["method"] == "fine")
+    assert "try a lower learning rate" in failed.data.tags["failure_reason"]
+
+
+def test_a_larger_grid_computes_only_what_is_missing(inline):
+    output = sweep(inline, "--runner", "tune", "--seeds", "0,1")
+    assert "4 points; 2 of 6 jobs to compute" in output
+    assert " ± " in output, "two seeds give a standard error"
+    _, parents, children = runs(inline)
+    assert len(parents) == 2 and len(children) == 2 + 4, "each sweep lists all of its points"

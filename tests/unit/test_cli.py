@@ -1,0 +1,102 @@
+"""The command line: dry runs compute nothing, and every bad input is one line and exit code 2 before anything starts."""
+
+import socket
+
+import pytest
+from click.testing import CliRunner
+
+from fine_core.dit import DIT_SIZES, count_macs, count_parameters
+from sweeps.planning import estimated_core_s, plan_grid
+from sweeps.size_grid import PRESETS, _grid, main
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_dry_run_prints_every_point_and_computes_nothing(tmp_path):
+    result = invoke("--dry-run", "--depths", "1,3", "--widths", "16,32", "--seeds", "0,1", "--storage-path", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    for method in ("fine", "scratch"):
+        for size in ("L1-D16", "L3-D16", "L1-D32", "L3-D32"):
+            for seed in (0, 1):
+                assert f"{method} {size} seed {seed}" in result.output
+    assert "16 points; 18 of 18 jobs to compute" in result.output and "CPU cores" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_of_the_cluster_preset_has_the_published_size(tmp_path):
+    result = invoke("--dry-run", "--preset", "dit-b", "--dataset", "digits", "--storage-path", str(tmp_path))
+    assert result.exit_code == 0 and "fine L12-D768 seed 0" in result.output
+    assert (DIT_SIZES["DiT-B/2"].size.depth, DIT_SIZES["DiT-B/2"].size.width) == (12, 768)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "cats"], "unknown dataset 'cats'; choose one of digits"),
+        (["--widths", "50"], "width 50 is not divisible into heads of 16 channels; use 48"),
+        (["--widths", "0"], "width 0"),
+        (["--depths", "0"], "depth is 0; it must be at least 1"),
+        (["--depths", "two"], "'two' is not a list of whole numbers"),
+        (["--steps", "-5"], "steps is -5"),
+        (["--steps", "50"], "sigma_steps is 100; it must be between 0 and steps (50)"),
+        (["--source-steps", "-1"], "steps is -1"),
+        (["--methods", "magic"], "unknown method 'magic'; choose from fine, scratch"),
+        (["--patch-size", "3"], "input_size 8 is not divisible by patch_size 3"),
+        (["--seeds", "-1"], "seeds must be 0 or more"),
+        (["--rank-ratio", "0"], "rank_ratio is 0.0; it must be positive"),
+        (["--num-samples", "1"], "num_samples is 1"),
+        (["--sampling-steps", "0"], "sampling_steps is 0"),
+        (["--guidance-scale", "0.5"], "guidance_scale is 0.5"),
+        (["--workers-per-trial", "3"], "batch_size 64 does not divide among 3 workers"),
+        (["--workers-per-trial", "0"], "workers_per_trial is 0"),
+        (["--runner", "tune", "--workers-per-trial", "2"], "use --runner train"),
+        (["--sampler", "euler"], "'euler' is not one of"),
+        (["--nonsense"], "No such option"),
+        (["--storage-path", "/proc/nowhere"], "storage path '/proc/nowhere' cannot be written"),
+        (["--tracking-uri", "./mlruns"], "is a plain folder; use sqlite:///"),
+        (["--tracking-uri", "sqlite:////proc/x.db"], "cannot be used"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+    where = [] if "--storage-path" in arguments else ["--storage-path", str(tmp_path)]
+    result = invoke(*arguments, *where)
+    assert result.exit_code == 2
+    lines = result.output.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], result.output
+
+
+def test_an_absent_tracking_server_is_named_before_anything_starts(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+    result = invoke("--tracking-uri", uri, "--storage-path", str(tmp_path))
+    assert result.exit_code == 2 and result.output.count("\n") == 1
+    assert "does not answer" in result.output and "mlflow server" in result.output
+
+
+def grid(**changes):
+    options = {**vars(PRESETS["demo"]), "depths": (2, 4), "widths": (32, 64), "methods": ("fine", "scratch"), "seeds": (0,)}
+    return _grid({**options, **changes})
+
+
+def test_one_learngene_serves_all_sizes_and_seeds():
+    plan = plan_grid(grid(seeds=(0, 1)))
+    assert [job.kind for job in plan.source].count("learngene") == 1 and len(plan.base) == 16
+    learngene = next(job for job in plan.source if job.kind == "learngene")
+    assert (learngene.model.size.depth, learngene.model.size.width, learngene.nested_widths) == (4, 64, (32,))
+    assert grid(width_mode="slice").learngene.nested_widths == ()
+
+
+def test_scratch_alone_needs_no_learngene():
+    assert [job.kind for job in plan_grid(grid(methods=("scratch",))).source] == ["extractor"]
+
+
+def test_the_same_grid_is_the_same_sweep_and_long_trials_come_first():
+    plan = plan_grid(grid())
+    assert plan.sweep_id == plan_grid(grid()).sweep_id != plan_grid(grid(steps=301)).sweep_id
+    costs = [estimated_core_s(trial) for trial in plan.base]
+    assert costs == sorted(costs, reverse=True) and costs[0] > 2 * costs[-1]
+    macs = [(count_macs(t.model), count_parameters(t.model)) for t in plan.base]
+    assert macs == sorted(macs, reverse=True) or len({m for m, _ in macs}) == 4
