@@ -52,6 +52,8 @@ def open_tracking(uri: str, experiment: str, data_folder: Path) -> Tracking:
     """
     if uri.startswith(("http://", "https://")):
         _check_server(uri)
+    else:
+        _check_database(uri)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="mlflow")
     import mlflow
@@ -66,9 +68,7 @@ def open_tracking(uri: str, experiment: str, data_folder: Path) -> Tracking:
             experiment_id = client.create_experiment(experiment, artifact_location=location)
         else:
             experiment_id = found.experiment_id
-    except (MlflowException, OSError, ImportError) as error:
-        raise TrackingError(f"tracking URI {uri!r} cannot be used: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # SQLAlchemy's own errors, whose package is MLflow's affair
+    except MlflowException as error:
         raise TrackingError(f"tracking URI {uri!r} cannot be used: {str(error).splitlines()[0]}") from error
     return Tracking(uri=uri, experiment_id=experiment_id, client=client)
 
@@ -81,4 +81,21 @@ def _check_server(uri: str) -> None:
         reason = getattr(error, "reason", error)
         raise TrackingError(
             f"tracking server {uri!r} does not answer ({reason}); start it with `mlflow server` or leave --tracking-uri out"
+        ) from error
+
+
+def _check_database(uri: str) -> None:
+    """MLflow itself would try a dead database again for almost two minutes."""
+    import sqlalchemy
+
+    try:
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        engine = sqlalchemy.create_engine(uri)
+        engine.connect().close()
+        engine.dispose()
+    except (sqlalchemy.exc.SQLAlchemyError, OSError, ImportError) as error:
+        reason = str(error).splitlines()[0]
+        raise TrackingError(
+            f"tracking URI {uri!r} cannot be opened ({reason}); use sqlite:///PATH.db or http://HOST"
         ) from error

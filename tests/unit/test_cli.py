@@ -56,7 +56,8 @@ def test_dry_run_of_the_cluster_preset_has_the_published_size(tmp_path):
         (["--nonsense"], "No such option"),
         (["--storage-path", "/proc/nowhere"], "storage path '/proc/nowhere' cannot be written"),
         (["--tracking-uri", "./mlruns"], "is a plain folder; use sqlite:///"),
-        (["--tracking-uri", "sqlite:////proc/x.db"], "cannot be used"),
+        (["--tracking-uri", "sqlite:////proc/x.db"], "cannot be opened"),
+        (["--tracking-uri", "s3://bucket"], "cannot be opened"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, message, tmp_path):
