@@ -232,5 +232,12 @@ def _grid(options: dict) -> GridSpec:
     return GridSpec(sampler=sampler, **{name: options[name] for name in names})
 
 
+def demo_grid() -> GridSpec:
+    """The grid of the demo preset, for benchmarks."""
+    values = {field.name: getattr(PRESETS["demo"], field.name) for field in fields(Preset)}
+    lists = {name: tuple(int(part) for part in values[name].split(",")) for name in ("depths", "widths", "seeds")}
+    return _grid({**values, **lists, "methods": tuple(values["methods"].split(","))})
+
+
 if __name__ == "__main__":
     main()

@@ -1,13 +1,14 @@
 """The command line: dry runs compute nothing, and every bad input is one line and exit code 2 before anything starts."""
 
 import socket
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 from fine_core.dit import DIT_SIZES, count_macs, count_parameters
 from sweeps.planning import estimated_core_s, plan_grid
-from sweeps.size_grid import PRESETS, _grid, main
+from sweeps.size_grid import demo_grid, main
 
 
 def invoke(*arguments: str):
@@ -78,8 +79,7 @@ def test_an_absent_tracking_server_is_named_before_anything_starts(tmp_path):
 
 
 def grid(**changes):
-    options = {**vars(PRESETS["demo"]), "depths": (2, 4), "widths": (32, 64), "methods": ("fine", "scratch"), "seeds": (0,)}
-    return _grid({**options, **changes})
+    return replace(demo_grid(), **{"depths": (2, 4), "widths": (32, 64), **changes})
 
 
 def test_one_learngene_serves_all_sizes_and_seeds():

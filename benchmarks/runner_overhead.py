@@ -1,0 +1,69 @@
+"""Seconds a trial spends outside training and evaluation: inside Tune's process against a Ray Train worker group.
+
+Both runners compute the same points in one run on this machine; the ratio is what carries over to other machines.
+Run: python benchmarks/runner_overhead.py [--points 6]
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+import time
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from sweeps.planning import plan_grid
+from sweeps.running import RunnerSpec, cluster_slots, connect_cluster, run_stage
+from sweeps.size_grid import demo_grid
+from trainables.spec import JobSpec
+from trainables.store import Store
+
+
+class Failures:
+    """A listener that only remembers failures."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def started(self, job: JobSpec) -> None: ...
+
+    def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None: ...
+
+    def finished(self, job: JobSpec) -> None: ...
+
+    def failed(self, job: JobSpec, reason: str) -> None:
+        self.reasons.append(reason)
+
+
+def outside_s_per_trial(runner: RunnerSpec, points: int) -> dict[str, float]:
+    """Run `points` small trials from scratch in a store of their own."""
+    grid = replace(demo_grid(), depths=(2,), widths=(32,), methods=("scratch",), seeds=tuple(range(points)), steps=100)
+    plan = plan_grid(grid)
+    with tempfile.TemporaryDirectory() as folder:
+        store, listener = Store(folder), Failures()
+        run_stage("source", plan.source, store, RunnerSpec(), listener)
+        slots = min(cluster_slots(runner), points)
+        started = time.perf_counter()
+        run_stage("base", plan.base, store, runner, listener)
+        wall_s = time.perf_counter() - started
+        if listener.reasons:
+            raise RuntimeError(listener.reasons[0])
+        metrics = [store.read_record(trial)["metrics"] for trial in plan.base]
+    work_s = sum(m["train_s"] + m["eval_s"] for m in metrics)
+    return {"wall_s": wall_s, "slots": slots, "work_s": work_s, "outside_s_per_trial": (wall_s * slots - work_s) / points}
+
+
+@click.command()
+@click.option("--points", type=int, default=6, show_default=True)
+def main(points: int) -> None:
+    connect_cluster()
+    results = {name: outside_s_per_trial(RunnerSpec(runner=name), points) for name in ("tune", "train")}
+    ratio = results["train"]["outside_s_per_trial"] / results["tune"]["outside_s_per_trial"]
+    print(json.dumps({"machine": platform.machine(), "points": points, **results, "train_over_tune": ratio}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
