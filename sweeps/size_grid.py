@@ -64,7 +64,7 @@ PRESETS = {
         lr=4e-3,
         ema_decay=0.99,
         sigma_steps=100,
-        source_steps=2500,
+        source_steps=3000,
         num_samples=1000,
         sampling_steps=15,
     ),
