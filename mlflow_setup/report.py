@@ -99,7 +99,7 @@ def interactive_front(rows: Rows, path: Path, *, title: str) -> Path:
         buttons.append({"label": label, "method": "update", "args": [{"visible": shown}, {"xaxis.title.text": label}]})
     figure.update_layout(
         title={"text": f"{title}<br><sup>{rows[0]['protocol']}</sup>"},
-        xaxis={"type": "log", "title": {"text": COSTS["params_total"]}},
+        xaxis={"type": "log", "minorloglabels": "complete", "title": {"text": COSTS["params_total"]}},
         yaxis={"title": {"text": "FID (lower is better)"}, "rangemode": "tozero"},
         updatemenus=[{"buttons": buttons, "x": 1.0, "xanchor": "right", "y": 1.12}],
         template="plotly_white",

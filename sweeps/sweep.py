@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -205,7 +206,15 @@ class Sweep:
         files.append(write_csv(ledger, self.report_folder / "ledger.csv"))
         show_ledger(self.console, ledger_totals(ledger))
         self.runs.log_files(files)
+        self.runs.log_files(self._copy_samples(results), "samples")
         self._show_where(files)
+
+    def _copy_samples(self, results: list[tuple[TrialSpec, dict[str, Any]]]) -> list[Path]:
+        """The points' pictures side by side, under readable names."""
+        folder = self.report_folder / "samples"
+        folder.mkdir(exist_ok=True)
+        named = {trial.label.replace(" ", "-"): self.store.fetch(trial, SAMPLES_FILE) for trial, _ in results}
+        return [Path(shutil.copyfile(path, folder / f"{name}.png")) for name, path in named.items()]
 
     def _tag_front(self, results: list[tuple[TrialSpec, dict[str, Any]]], rows: list[dict[str, Any]]) -> None:
         on_front = {(r["method"], r["depth"], r["width"], r["protocol"]) for r in rows if r["front_params_total"]}

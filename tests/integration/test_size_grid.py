@@ -70,7 +70,9 @@ def test_two_workers_per_trial_report_everything_and_a_second_run_computes_nothi
     client, (parent,), children = runs(store)
     assert parent.info.status == "FINISHED" and len(children) == 2
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"pareto.csv", "pareto.png", "pareto.html", "ledger.csv"} <= artifacts
+    assert {"pareto.csv", "pareto.png", "pareto.html", "ledger.csv", "samples"} == artifacts
+    samples = {file.path for file in client.list_artifacts(parent.info.run_id, "samples")}
+    assert samples == {"samples/fine-L1-D16-seed-0.png", "samples/fine-L2-D16-seed-0.png"}
     for child in children:
         assert child.info.status == "FINISHED" and child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         tags = {"trial_id", "method", "initialization", "transfer", "depth", "width", "dataset", "protocol", "pareto"}
