@@ -6,6 +6,7 @@ import platform
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,15 +19,20 @@ PACKAGES = ("fine-sweeps", "torch", "timm", "diffusers", "torchmetrics", "ray", 
 @lru_cache(maxsize=1)
 def provenance() -> dict[str, str]:
     """Git commit, versions and hardware of this process."""
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
     return {
-        "git_commit": git.stdout.strip() or "unknown",
+        "git_commit": _git_commit(),
         "python": platform.python_version(),
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {platform.machine()}",
         **{package: _version(package) for package in PACKAGES},
     }
+
+
+def _git_commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    except FileNotFoundError:  # no git on this machine
+        return "unknown"
 
 
 def _version(package: str) -> str:
@@ -44,7 +50,8 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         elif sys.platform == "linux":
-            Path("/proc/self/clear_refs").write_text("5")  # 5 resets the peak that VmHWM reports
+            with suppress(PermissionError):  # some containers forbid it; the peak is then that of the whole process
+                Path("/proc/self/clear_refs").write_text("5")  # 5 resets the peak that VmHWM reports
 
     def bytes(self) -> int:
         if self.device.type == "cuda":
