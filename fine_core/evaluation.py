@@ -33,7 +33,7 @@ class EvaluationSpec:
             raise ValueError(f"num_samples is {self.num_samples}; FID needs at least 2")
 
     def protocol(self, dataset: str, extractor_name: str) -> str:
-        """One line that names everything a score depends on. Equal protocols make comparable scores."""
+        """One line that names how a score was obtained. Equal protocols make comparable scores."""
         s = self.sampler
         return (
             f"{extractor_name} | {self.num_samples} samples | {s.sampler} {s.sampling_steps} steps"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fine_core.dit import DiT, DiTConfig, ModelSize, position_table
-from fine_core.width import WIDTH_AXES, RowChoice, prefix_rows, select_rows
+from fine_core.width import WIDTH_AXES, prefix_rows, select_rows
 
 # The five matrices of every block, and where a DiT block keeps them.
 BLOCK_MATRICES = {
@@ -66,12 +66,10 @@ class FactorizedDiT(nn.Module):
         outer = {name: p for name, p in DiT(config).named_parameters() if p.requires_grad and not name.startswith("blocks.")}
         self.outer = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(p.detach()) for name, p in outer.items()})
         self._skeletons: dict[int, DiT] = {}
-        self._rows: dict[int, RowChoice] = {}
         for w in self.widths:
             size = self.size_at(w)
             with torch.device("meta"):  # shapes and structure only; a plain dict keeps it out of the parameters
                 self._skeletons[w] = DiT(DiTConfig(**{**vars(config), "size": size}))
-            self._rows[w] = prefix_rows(config.size, size)
             table = position_table(w, config.input_size // config.patch_size)
             self.register_buffer(f"positions_{w}", table, persistent=False)
 
@@ -98,7 +96,8 @@ class FactorizedDiT(nn.Module):
         width = width or self.config.size.width
         shared = self.shared_tensors()
         if width != self.config.size.width:
-            shared = {name: select_rows(t, WIDTH_AXES[name], self._rows[width]) for name, t in shared.items()}
+            rows = prefix_rows(self.config.size, self.size_at(width), self.left["o"].device)
+            shared = {name: select_rows(t, WIDTH_AXES[name], rows) for name, t in shared.items()}
         state = {name.removeprefix("outer."): t for name, t in shared.items() if name.startswith("outer.")}
         state["pos_embed"] = getattr(self, f"positions_{width}")
         for m, place in BLOCK_MATRICES.items():

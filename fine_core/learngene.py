@@ -88,8 +88,10 @@ class Learngene:
         with torch.no_grad():
             for name, target in model.shared_tensors().items():
                 target.copy_(select_rows(self.shared[name], WIDTH_AXES[name], rows))
-            if sigma_init != "random":
-                for m, target in model.sigma[str(size.width)].items():
+            for m, target in model.sigma[str(size.width)].items():
+                if sigma_init == "random":
+                    target *= source.width / size.width  # the chosen rows are shorter columns, as in pre-training
+                else:
                     target.copy_(self._sigma_for(size, m, sigma_init, width_mode))
         for parameter in model.parameters():
             parameter.requires_grad_(False)

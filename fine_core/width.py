@@ -62,11 +62,12 @@ def check_narrower(source: ModelSize, target: ModelSize) -> None:
         raise ValueError(f"head_dim {target.head_dim} differs from the learngene's {source.head_dim}; heads keep their size")
 
 
-def prefix_rows(source: ModelSize, target: ModelSize) -> RowChoice:
+def prefix_rows(source: ModelSize, target: ModelSize, device: torch.device | str = "cpu") -> RowChoice:
     """The first rows of every index set: what nested pre-training trains to stand alone."""
     check_narrower(source, target)
-    channels = torch.arange(target.width)
-    return RowChoice(residual=channels, heads=channels, hidden=torch.arange(MLP_RATIO * target.width))
+    hidden = torch.arange(MLP_RATIO * target.width, device=device)
+    channels = hidden[: target.width]
+    return RowChoice(residual=channels, heads=channels, hidden=hidden)
 
 
 def ranked_rows(source: ModelSize, target: ModelSize, tensors: dict[str, Tensor]) -> RowChoice:

@@ -53,11 +53,7 @@ class SweepRuns:
                 [self.experiment_id], f"tags.`{PARENT_TAG}` = '{self.parent_id}'", max_results=1000, page_token=token
             )
             for run in page:
-                child = _Child(run_id=run.info.run_id, status=run.info.status)
-                if child.status != "FINISHED":
-                    history = self.client.get_metric_history(child.run_id, "train/loss")
-                    child.logged_steps = {metric.step for metric in history}
-                self.children[run.data.tags["trial_id"]] = child
+                self.children[run.data.tags["trial_id"]] = _Child(run_id=run.info.run_id, status=run.info.status)
             token = page.token
             if not token:
                 return
@@ -73,6 +69,8 @@ class SweepRuns:
 
             if trial_id in self.children:
                 child = self.children[trial_id]
+                history = self.client.get_metric_history(child.run_id, "train/loss")
+                child.logged_steps = {metric.step for metric in history}
                 self.client.update_run(child.run_id, status="RUNNING")
                 child.status = "RUNNING"
                 return
@@ -86,7 +84,7 @@ class SweepRuns:
     def log_history(self, trial_id: str, history: list[dict[str, float]]) -> None:
         """Write the entries (each with its `step`) that the run does not have yet."""
         child = self.children.get(trial_id)
-        if child is None:  # its run could not be created; `finish_child` will
+        if child is None:  # its run could not be created; at the end of the sweep it is, with all of its history
             return
         fresh = [entry for entry in history if entry["step"] not in child.logged_steps]
 

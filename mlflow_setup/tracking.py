@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import urllib.error
@@ -68,6 +69,8 @@ def open_tracking(uri: str, experiment: str, data_folder: Path) -> Tracking:
             experiment_id = client.create_experiment(experiment, artifact_location=location)
         else:
             experiment_id = found.experiment_id
+            if found.lifecycle_stage == "deleted":
+                raise TrackingError(f"experiment {experiment!r} was deleted in {uri!r}; restore it: mlflow experiments restore")
     except MlflowException as error:
         raise TrackingError(f"tracking URI {uri!r} cannot be used: {str(error).splitlines()[0]}") from error
     return Tracking(uri=uri, experiment_id=experiment_id, client=client)
@@ -77,7 +80,7 @@ def _check_server(uri: str) -> None:
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S) as response:
             response.read()
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise TrackingError(
             f"tracking server {uri!r} does not answer ({reason}); start it with `mlflow server` or leave --tracking-uri out"
@@ -92,7 +95,7 @@ def _check_database(uri: str) -> None:
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         engine = sqlalchemy.create_engine(uri)
-        engine.connect().close()
+        sqlalchemy.inspect(engine).get_table_names()  # reads the file: connecting alone takes any file for a database
         engine.dispose()
     except (sqlalchemy.exc.SQLAlchemyError, OSError, ImportError) as error:
         reason = str(error).splitlines()[0]

@@ -130,7 +130,7 @@ class ProgressView:
         self.done_share[job.id] = 1.0
         self.failed_count += 1
         self._refresh(advance=1)
-        self.console.print(f"  [red]{job.label}: failed: {reason}[/red]", highlight=False)
+        self.console.print(f"  {job.label}: failed: {reason}", style="red", markup=False, highlight=False)
 
     def _remove(self, job: JobSpec) -> None:
         if job.id in self.running:

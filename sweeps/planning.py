@@ -43,6 +43,7 @@ class GridSpec:
     batch_size: int
     lr: float
     ema_decay: float
+    grad_clip: float | None
     sigma_init: str
     sigma_steps: int
     sigma_lr: float
@@ -70,6 +71,11 @@ class GridSpec:
         )
         return ModelSize(depth=depth, width=width, num_heads=width // self.head_dim)
 
+    def _training(self, steps: int) -> TrainingSpec:
+        return TrainingSpec(
+            steps=steps, batch_size=self.batch_size, lr=self.lr, ema_decay=self.ema_decay, grad_clip=self.grad_clip
+        )
+
     @property
     def learngene(self) -> LearngeneSpec:
         """The source of every FINE trial: as deep and wide as the grid's largest model."""
@@ -80,7 +86,7 @@ class GridSpec:
             model=model_config(self.dataset, self.size(max(self.depths), width), patch_size=self.patch_size),
             rank=max(1, round(self.rank_ratio * width)),
             nested_widths=nested,
-            training=TrainingSpec(steps=self.source_steps, batch_size=self.batch_size, lr=self.lr, ema_decay=self.ema_decay),
+            training=self._training(self.source_steps),
         )
 
     def initialization(self, method: str) -> FineSpec | ScratchSpec:
@@ -99,7 +105,7 @@ class GridSpec:
             initialization=self.initialization(method),
             model=model_config(self.dataset, self.size(depth, width), patch_size=self.patch_size),
             dataset=self.dataset,
-            training=TrainingSpec(steps=self.steps, batch_size=self.batch_size, lr=self.lr, ema_decay=self.ema_decay),
+            training=self._training(self.steps),
             evaluation=EvaluationSpec(num_samples=self.num_samples, sampler=self.sampler),
             extractor=ExtractorSpec(dataset=self.dataset),
             seed=seed,
@@ -116,7 +122,7 @@ class Plan:
     @property
     def sweep_id(self) -> str:
         """A hash of the points: the same grid is the same sweep."""
-        return hashlib.sha256(" ".join(trial.id for trial in self.base).encode()).hexdigest()[:10]
+        return hashlib.sha256(" ".join(sorted(trial.id for trial in self.base)).encode()).hexdigest()[:10]
 
     @property
     def stages(self) -> dict[str, tuple[JobSpec, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,13 +31,13 @@ from ray import tune  # noqa: E402
 
 from trainables.context import RunContext  # noqa: E402
 from trainables.jobs import run_job  # noqa: E402
-from trainables.loop import PROGRESS_FILE  # noqa: E402
 from trainables.spec import ExtractorSpec, JobSpec, LearngeneSpec, check  # noqa: E402
-from trainables.store import Store  # noqa: E402
+from trainables.store import CHECKPOINT_FOLDER, Store  # noqa: E402
 
 RUNNERS = ("auto", "train", "tune")
 OBJECT_STORE_BYTES = 200_000_000
 MAX_RETRIES = 1
+MIN_IMAGES_PER_WORKER = 16  # of a learngene's batch: more workers would wait for each other more than they compute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +58,23 @@ class RunnerSpec:
         check(self.max_concurrent is None or self.max_concurrent >= 1, "max_concurrent must be at least 1")
         check(self.source_workers is None or self.source_workers >= 1, "source_workers must be at least 1")
         check(self.checkpoint_every_steps >= 1, "checkpoint_every_steps must be at least 1")
-        inline_only = self.runner == "tune" and (self.workers_per_trial > 1 or self.gpus_per_worker > 0)
+        several = self.workers_per_trial > 1 or (self.source_workers or 1) > 1
+        inline_only = self.runner == "tune" and (several or self.gpus_per_worker > 0)
         check(not inline_only, "runner 'tune' runs one CPU worker per trial; use --runner train for more workers or GPUs")
+
+        shared_gpu = 0 < self.gpus_per_worker < 1
+        check(not (shared_gpu and several), "workers that share a GPU cannot train together; use --gpus-per-worker 1")
+
+    def check_this_machine(self) -> None:
+        """Raises ValueError if a sweep without a cluster asks for more workers or GPUs than this machine has."""
+        most = max(self.workers_per_trial, self.source_workers or 1)
+        cpus, gpus = num_cpus(), torch.cuda.device_count()
+        check(most <= cpus, f"{most} workers need {most} CPUs, this machine has {cpus}; use fewer, or join a Ray cluster")
+        check(
+            most * self.gpus_per_worker <= gpus,
+            f"{most} workers of {self.gpus_per_worker:g} GPUs do not fit on this machine's {gpus}; "
+            "use --gpus-per-worker 0, or join a Ray cluster (RAY_ADDRESS)",
+        )
 
     def workers_for(self, job: JobSpec, cluster_slots: int) -> int:
         """Workers of a job: the learngene, which everything waits for, takes the whole cluster unless told otherwise."""
@@ -66,13 +82,24 @@ class RunnerSpec:
             return 1
         if not isinstance(job, LearngeneSpec):
             return self.workers_per_trial
-        wanted = self.source_workers or (1 if self.runner == "tune" else max(self.workers_per_trial, cluster_slots))
-        return max(n for n in range(1, wanted + 1) if job.training.batch_size % n == 0)
+        wanted = self.source_workers or self._source_workers_on(cluster_slots)
+        most = wanted if self.source_workers else min(wanted, max(1, job.training.batch_size // MIN_IMAGES_PER_WORKER))
+        return max(n for n in range(1, most + 1) if job.training.batch_size % n == 0)
+
+    def _source_workers_on(self, cluster_slots: int) -> int:
+        if self.runner == "tune" or 0 < self.gpus_per_worker < 1:  # NCCL takes one worker per GPU
+            return 1
+        return max(self.workers_per_trial, cluster_slots)
 
     def uses_worker_group(self, job: JobSpec, num_workers: int) -> bool:
         if isinstance(job, ExtractorSpec) or self.runner == "tune":
             return False
         return self.runner == "train" or num_workers > 1 or self.gpus_per_worker > 0
+
+
+def num_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 class StageListener(Protocol):
@@ -93,7 +120,7 @@ def connect_cluster() -> None:
     else:
         ray.init(
             address="local",
-            num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            num_cpus=num_cpus(),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
@@ -112,13 +139,13 @@ def cluster_slots(runner: RunnerSpec) -> int:
 class InlineContext(RunContext):
     """One CPU worker inside the Tune trial's own process."""
 
-    def __init__(self, store: Store, checkpoint_folder: str) -> None:
-        self.store, self.checkpoint_folder = store, checkpoint_folder
+    def __init__(self, store: Store, job: JobSpec) -> None:
+        self.store, self.job = store, job
 
     @contextmanager
     def restore(self):
         # Found in the store and not through Tune, so that a sweep submitted again resumes just as a retried trial does.
-        latest = self.store.latest_checkpoint(self.checkpoint_folder, PROGRESS_FILE)
+        latest = self.store.latest_checkpoint(self.job)
         if latest is None:
             yield None
             return
@@ -138,7 +165,6 @@ class _TrialSetup:
     group_size: int
     gpus_per_worker: float
     store_location: str
-    tune_folder: str
     checkpoint_every_steps: int
 
     @property
@@ -154,7 +180,7 @@ def _trial(config: dict[str, Any], setups: dict[str, _TrialSetup]) -> None:
     job, store_location, every = setup.job, setup.store_location, setup.checkpoint_every_steps
     if not setup.group_size:
         torch.set_num_threads(1)
-        context = InlineContext(Store(store_location), f"{setup.tune_folder}/{job.id}")
+        context = InlineContext(Store(store_location), job)
         run_job(job, store_location, context, checkpoint_every_steps=every)
         return
     from ray.tune.integration.ray_train import TuneReportCallback
@@ -163,9 +189,8 @@ def _trial(config: dict[str, Any], setups: dict[str, _TrialSetup]) -> None:
 
     run_on_worker_group(
         job,
-        store_location,
+        Store(store_location),
         WorkerGroupSpec(num_workers=setup.group_size, gpus=setup.gpus_per_worker),
-        train_folder=f"{store_location}/train",
         checkpoint_every_steps=every,
         callbacks=[TuneReportCallback()],
         max_failures=MAX_RETRIES,
@@ -210,6 +235,7 @@ def run_stage(name: str, jobs: tuple[JobSpec, ...], store: Store, runner: Runner
     An interrupted stage leaves its checkpoints: the same stage run again goes on from them.
     """
     slots = max(1, cluster_slots(runner))
+    attempt = f"{name}-{uuid.uuid4().hex[:8]}"  # a folder of its own: Ray would write over an older attempt's checkpoints
     setups = {}
     for job in jobs:
         num_workers = runner.workers_for(job, slots)
@@ -218,7 +244,6 @@ def run_stage(name: str, jobs: tuple[JobSpec, ...], store: Store, runner: Runner
             group_size=num_workers if runner.uses_worker_group(job, num_workers) else 0,
             gpus_per_worker=runner.gpus_per_worker,
             store_location=store.location,
-            tune_folder=f"tune/{name}",
             checkpoint_every_steps=runner.checkpoint_every_steps,
         )
     trainable = tune.with_parameters(_trial, setups=setups)
@@ -232,8 +257,9 @@ def run_stage(name: str, jobs: tuple[JobSpec, ...], store: Store, runner: Runner
             trial_dirname_creator=lambda trial: trial.config["job_id"],
         ),
         run_config=tune.RunConfig(
-            name=name,
-            storage_path=f"{store.location}/tune",
+            name=attempt,
+            storage_path=f"{store.root}/{CHECKPOINT_FOLDER}",
+            storage_filesystem=store.filesystem,
             failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
             callbacks=[_TuneEvents(listener, setups)],
@@ -243,7 +269,7 @@ def run_stage(name: str, jobs: tuple[JobSpec, ...], store: Store, runner: Runner
     tuner.fit()
     for job in jobs:
         if store.read_record(job) is not None:
-            store.delete_folder(f"tune/{name}/{job.id}")
+            store.delete_checkpoints(job)
             store.delete_folder(f"train/{job.id}")
     if all(store.read_record(job) is not None for job in jobs):
-        store.delete_folder(f"tune/{name}")
+        store.delete_folder(f"{CHECKPOINT_FOLDER}/{attempt}")

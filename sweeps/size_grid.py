@@ -16,7 +16,7 @@ from fine_core.sampling import SAMPLERS, SamplerSpec
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
 from sweeps.monitor import show_plan
 from sweeps.planning import GridSpec, plan_grid
-from sweeps.running import RUNNERS, RunnerSpec
+from sweeps.running import RUNNERS, RunnerSpec, num_cpus
 from trainables.initializations import INITIALIZATIONS
 from trainables.store import Store
 
@@ -39,6 +39,7 @@ class Preset:
     batch_size: int
     lr: float
     ema_decay: float
+    grad_clip: float | None = None
     sigma_init: str = "linear"
     sigma_steps: int
     sigma_lr: float = 1e-2
@@ -53,7 +54,7 @@ class Preset:
     checkpoint_every_steps: int = 100
 
 
-# The demo takes minutes on a laptop; dit-b has the sizes and step counts of the FINE paper's DiT-B experiments.
+# The demo takes minutes on a laptop; dit-b has the step counts of the FINE paper's DiT-B experiments, and widths besides.
 PRESETS = {
     "demo": Preset(
         depths="2,4,6",
@@ -140,6 +141,7 @@ class OneLineErrors(click.Command):
 @click.option("--steps", type=int, help="Training steps of every point, sigma steps included.")
 @click.option("--batch-size", type=int, help="Images of a training step, over all workers.")
 @click.option("--lr", type=float, help="Learning rate of AdamW.")
+@click.option("--grad-clip", type=float, help="Largest norm of the gradient.  [default: no clipping]")
 @click.option("--ema-decay", type=float, help="Decay of the averaged weights, which are scored and saved.")
 @click.option("--sigma-init", type=click.Choice(SIGMA_INITS), help="FINE: first values of sigma.")
 @click.option("--sigma-steps", type=int, help="FINE: steps that train sigma alone (0: none).")
@@ -189,13 +191,16 @@ def main(**options) -> None:
         if batch_size % workers:
             raise ValueError(f"batch_size {batch_size} does not divide among {workers} workers; use a multiple of {workers}")
         store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)
+        store.check_writable()
         data_folder = Path(store.root) if store.is_local else DEFAULT_DATA_FOLDER.expanduser()
         tracking_uri = resolve_tracking_uri(options["tracking_uri"], data_folder)
         finished = {job.id for jobs in plan.stages.values() for job in jobs if store.read_record(job)}
-        slots = None if runner.gpus_per_worker else os.cpu_count()
+        slots = None if runner.gpus_per_worker else num_cpus()
         if options["dry_run"]:
             show_plan(console, plan, finished, slots=slots)
             return
+        if not os.environ.get("RAY_ADDRESS"):
+            runner.check_this_machine()
         tracking = open_tracking(tracking_uri, "size-grid", data_folder)
     except ValueError as error:
         click.echo(f"error: {error}", err=True)

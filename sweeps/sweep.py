@@ -179,7 +179,8 @@ class Sweep:
         if results:
             self._write_report(results)
         for job in failures:
-            self.console.print(f"[red]failed: {job.label}: {self.reasons.get(job.id, 'not computed')}[/red]", highlight=False)
+            reason = self.reasons.get(job.id, "not computed")
+            self.console.print(f"failed: {job.label}: {reason}", style="red", markup=False, highlight=False)
         summary = {"points_done": len(results), "points_failed": len(self.plan.base) - len(results)}
         summary |= {f"timing/{name}_s": value for name, value in self.timings.items()}
         self.runs.close("FAILED" if failures else "FINISHED", summary)

@@ -19,7 +19,6 @@ from fine_core.data import dataset_info, labels_to_sample, load_dataset
 from fine_core.dit import DiT, count_macs, count_parameters
 from fine_core.evaluation import EvaluationSpec, fid_from_features, kid_from_features
 from fine_core.extractor import extract_features, load_extractor, save_extractor, train_extractor
-from fine_core.factorized import merge
 from fine_core.learngene import Learngene
 from fine_core.sampling import sample_batches, to_uint8
 from trainables.context import RunContext
@@ -66,9 +65,10 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
 def _run_extractor(job: ExtractorSpec, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     extractor, accuracy = train_extractor(job.dataset, seed=job.seed)
-    reference = load_dataset(job.dataset, "train")
     save_extractor(extractor, folder / EXTRACTOR_FILE)
-    save_file({"train": extract_features(extractor, to_uint8(reference.images))}, folder / FEATURES_FILE)
+    splits = {split: load_dataset(job.dataset, split) for split in ("train", "held_out")}
+    features = {split: extract_features(extractor, to_uint8(data.images)) for split, data in splits.items()}
+    save_file(features, folder / FEATURES_FILE)
     metrics = {"held_out_accuracy": accuracy, "train_s": time.perf_counter() - started}
     return {"metrics": metrics, "extractor": extractor.name}
 
@@ -100,11 +100,10 @@ def _run_learngene(job: LearngeneSpec, folder: Path, run: RunContext, every: int
 def _run_trial(job: TrialSpec, folder: Path, store: Store, run: RunContext, every: int) -> dict[str, Any]:
     recipe = recipe_for(job, lambda spec: Learngene.load(store.fetch(spec, LEARNGENE_FILE)))
     model, progress = _train(recipe, job, run, every)
-    dense = merge(model) if not isinstance(model, DiT) else model
     started = time.perf_counter()
     extractor = load_extractor(store.fetch(job.extractor, EXTRACTOR_FILE)).to(run.device)
     reference = load_file(store.fetch(job.extractor, FEATURES_FILE))[job.evaluation.reference_split]
-    features, shown = sample_features(dense, extractor, job.evaluation, dataset=job.dataset, seed=job.seed, run=run)
+    features, shown = sample_features(model, extractor, job.evaluation, dataset=job.dataset, seed=job.seed, run=run)
     if run.rank != 0:
         return {"metrics": {}}
     metrics = {
@@ -118,7 +117,7 @@ def _run_trial(job: TrialSpec, folder: Path, store: Store, run: RunContext, ever
         "macs": count_macs(job.model),
         "initialize_bytes": _initialize_bytes(job, store),
     }
-    save_model(dense, folder / MODEL_FILE)
+    save_model(model, folder / MODEL_FILE)
     metrics["serve_bytes"] = (folder / MODEL_FILE).stat().st_size
     save_grid(shown, folder / SAMPLES_FILE)
     protocol = job.evaluation.protocol(job.dataset, extractor.name)

@@ -25,8 +25,8 @@ from fine_core.diffusion import NUM_TIMESTEPS, Diffusion
 from fine_core.randomness import stream_generator
 from trainables.context import RunContext
 from trainables.spec import TrainingSpec
+from trainables.store import PROGRESS_FILE, STATE_FILE
 
-STATE_FILE, PROGRESS_FILE = "state.pt", "progress.json"
 LOG_EVERY_STEPS = 10
 
 
@@ -69,12 +69,13 @@ class Progress:
 class BatchOrder:
     """Rows of each global batch: epochs in orders drawn from the seed, every row once per epoch."""
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int) -> None:
-        self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
+    def __init__(self, num_rows: int, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
+        self.num_rows, self.batch_size, self.seed, self.device = num_rows, batch_size, seed, device
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
 
     def _draw_epoch(self, epoch: int) -> Tensor:
-        return torch.randperm(self.num_rows, generator=stream_generator(self.seed, "epoch", epoch))
+        order = torch.randperm(self.num_rows, generator=stream_generator(self.seed, "epoch", epoch))
+        return order.to(self.device)  # once per epoch: a copy in every step would make the device wait
 
     def rows(self, step: int) -> Tensor:
         first = step * self.batch_size
@@ -154,12 +155,12 @@ def train(
     share = slice(run.rank * training.batch_size // run.num_workers, (run.rank + 1) * training.batch_size // run.num_workers)
     data = data.to(run.device)
     diffusion = Diffusion().to(run.device)
-    order = BatchOrder(len(data), training.batch_size, seed)
+    order = BatchOrder(len(data), training.batch_size, seed, run.device)
     progress, state = _restore(run)
     total_steps = sum(phase.steps for phase in recipe.phases)
 
     def batch_loss(forward: nn.Module, step: int) -> Tensor:
-        rows = order.rows(step).to(run.device)
+        rows = order.rows(step)
         generator = stream_generator(seed, "train", step, device=run.device)
         size = training.batch_size
         t = torch.randint(NUM_TIMESTEPS, (size,), generator=generator, device=run.device)
@@ -232,7 +233,8 @@ def _report(
         return
     with tempfile.TemporaryDirectory() as folder:
         torch.save({"progress": vars(progress), **trainer.state()}, Path(folder) / STATE_FILE)
-        (Path(folder) / PROGRESS_FILE).write_text(json.dumps({"step": progress.step}))
+        state_bytes = (Path(folder) / STATE_FILE).stat().st_size
+        (Path(folder) / PROGRESS_FILE).write_text(json.dumps({"step": progress.step, "state_bytes": state_bytes}))
         run.report(metrics, Path(folder))
 
 

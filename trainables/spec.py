@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import ClassVar
 
 from fine_core.data import dataset_info
@@ -37,6 +37,7 @@ class TrainingSpec:
         check(self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1")
         check(self.lr > 0, f"lr is {self.lr}; it must be positive")
         check(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}; it must be in [0, 1)")
+        check(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; it must be positive")
         check(0 <= self.label_dropout < 1, f"label_dropout is {self.label_dropout}; it must be in [0, 1)")
 
 
@@ -93,7 +94,7 @@ class LearngeneSpec(JobSpec):
 class ScratchSpec:
     """Start from DiT's own initialization."""
 
-    name: ClassVar[str] = "scratch"
+    name: str = field(default="scratch", init=False)  # a field, so that it counts in the trial's id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ class FineSpec:
     "trainable", which is linear with `sigma_steps` > 0.
     """
 
-    name: ClassVar[str] = "fine"
+    name: str = field(default="fine", init=False)
     learngene: LearngeneSpec
     sigma_init: str
     sigma_steps: int

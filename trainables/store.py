@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from fine_core.ledger import file_bytes, sha256_of
 from trainables.spec import JobSpec
 
 RECORD_FILE = "record.json"
+CHECKPOINT_FOLDER = "tune"  # Ray Tune's: <attempt>/<job id>/checkpoint_*
+STATE_FILE, PROGRESS_FILE = "state.pt", "progress.json"  # of a checkpoint
 
 
 class StoreError(ValueError):
@@ -24,7 +28,7 @@ class StoreError(ValueError):
 
 
 class Store:
-    """Opens a local path or a URI that pyarrow knows (s3://, gs://, hdfs://). Raises StoreError if it cannot be written."""
+    """Opens a local path or a URI that pyarrow knows (s3://, gs://, hdfs://). Raises StoreError for one it does not know."""
 
     def __init__(self, location: str | os.PathLike) -> None:
         location = str(location)
@@ -35,12 +39,23 @@ class Store:
             else:
                 self.filesystem, self.root = fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
                 self.location = self.root
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._unusable(location, error) from error
+
+    @staticmethod
+    def _unusable(location: str, error: Exception) -> StoreError:
+        reason = str(error).splitlines()[0]
+        return StoreError(f"storage path {location!r} cannot be written ({reason}); name a writable folder")
+
+    def check_writable(self) -> None:
+        """Raises StoreError if nothing can be written here. Called once, before a sweep starts."""
+        probe = f"{self.root}/.probe-{uuid.uuid4().hex}"
+        try:
             self.filesystem.create_dir(self.root, recursive=True)
-            self._write(f"{self.root}/.probe-{os.getpid()}", b"")
-            self.filesystem.delete_file(f"{self.root}/.probe-{os.getpid()}")
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise StoreError(f"storage path {location!r} cannot be written ({reason}); name a writable folder") from error
+            self._write(probe, b"")
+            self.filesystem.delete_file(probe)
+        except OSError as error:
+            raise self._unusable(self.location, error) from error
 
     @property
     def is_local(self) -> bool:
@@ -51,12 +66,17 @@ class Store:
             stream.write(content)
 
     def read_record(self, job: JobSpec) -> dict[str, Any] | None:
-        """The record of a finished job, else None. An unreadable record counts as not finished."""
+        """The record of a finished job, else None. A half-written record counts as not finished.
+
+        Raises StoreError for one that may not be read.
+        """
         try:
             with self.filesystem.open_input_stream(f"{self.root}/{job.folder}/{RECORD_FILE}") as stream:
                 return json.loads(stream.readall())
-        except (FileNotFoundError, json.JSONDecodeError):
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
             return None
+        except OSError as error:
+            raise StoreError(f"{self.root}/{job.folder}/{RECORD_FILE} cannot be read: {error}") from error
 
     def publish(self, job: JobSpec, folder: Path, record: dict[str, Any]) -> None:
         """Store the files of `folder`, then the record with their sizes and hashes: finished from then on."""
@@ -84,15 +104,31 @@ class Store:
             raise StoreError(f"{path} is damaged (its hash differs from its record); delete {job.folder} to rebuild it")
         return path
 
-    def latest_checkpoint(self, folder: str, progress_file: str) -> str | None:
-        """The checkpoint below `folder` that got furthest, by the step in its progress file; None if there is none."""
-        selector = fs.FileSelector(f"{self.root}/{folder}", recursive=True, allow_not_found=True)
+    def latest_checkpoint(self, job: JobSpec) -> str | None:
+        """The whole checkpoint of a job that got furthest, over all attempts below `CHECKPOINT_FOLDER`; None without one.
+
+        A checkpoint is whole if its state has the size that its progress file says: the copy of it may have been cut off.
+        """
         steps: dict[str, int] = {}
-        for info in self.filesystem.get_file_info(selector):
-            if info.base_name == progress_file:
-                with self.filesystem.open_input_stream(info.path) as stream:
-                    steps[info.path.rpartition("/")[0]] = json.loads(stream.readall())["step"]
+        for info in self._checkpoint_files():
+            folder, _, name = info.path.rpartition("/")
+            if name == PROGRESS_FILE and folder.split("/")[-2] == job.id:
+                with self.filesystem.open_input_stream(info.path) as stream, suppress(json.JSONDecodeError):
+                    progress = json.loads(stream.readall())
+                    state = self.filesystem.get_file_info(f"{folder}/{STATE_FILE}")
+                    if state.size == progress["state_bytes"]:
+                        steps[folder] = progress["step"]
         return max(steps, key=steps.get) if steps else None
+
+    def _checkpoint_files(self) -> list[fs.FileInfo]:
+        selector = fs.FileSelector(f"{self.root}/{CHECKPOINT_FOLDER}", recursive=True, allow_not_found=True)
+        return self.filesystem.get_file_info(selector)
+
+    def delete_checkpoints(self, job: JobSpec) -> None:
+        """Delete what all attempts at a finished job have left."""
+        for info in self._checkpoint_files():
+            if info.base_name == job.id:
+                self.filesystem.delete_dir(info.path)
 
     def delete_folder(self, folder: str) -> None:
         """Delete `folder` below the root if it is there."""

@@ -14,14 +14,14 @@ from ray.train.torch import TorchTrainer, get_device
 from trainables.context import RunContext
 from trainables.jobs import run_job
 from trainables.spec import JobSpec
+from trainables.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerGroupSpec:
-    """Resources of one job: `num_workers` equal workers with `cpus` CPUs and `gpus` GPUs (may be a fraction) each."""
+    """Resources of one job: `num_workers` equal workers with one CPU and `gpus` GPUs (may be a fraction) each."""
 
     num_workers: int = 1
-    cpus: int = 1
     gpus: float = 0.0
 
 
@@ -47,7 +47,7 @@ class TrainContext(RunContext):
 
 
 def _worker(config: dict[str, Any]) -> None:
-    torch.set_num_threads(config["cpus"])
+    torch.set_num_threads(1)
     run_job(
         config["job"],
         config["store_location"],
@@ -58,10 +58,9 @@ def _worker(config: dict[str, Any]) -> None:
 
 def run_on_worker_group(
     job: JobSpec,
-    store_location: str,
+    store: Store,
     group: WorkerGroupSpec,
     *,
-    train_folder: str,
     checkpoint_every_steps: int,
     callbacks: list[Any],
     max_failures: int,
@@ -71,18 +70,18 @@ def run_on_worker_group(
         _worker,
         train_loop_config={
             "job": job,
-            "store_location": store_location,
+            "store_location": store.location,
             "checkpoint_every_steps": checkpoint_every_steps,
-            "cpus": group.cpus,
         },
         scaling_config=train.ScalingConfig(
             num_workers=group.num_workers,
             use_gpu=group.gpus > 0,
-            resources_per_worker={"CPU": group.cpus, **({"GPU": group.gpus} if group.gpus > 0 else {})},
+            resources_per_worker={"CPU": 1, **({"GPU": group.gpus} if group.gpus > 0 else {})},
         ),
         run_config=train.RunConfig(
             name=job.id,
-            storage_path=train_folder,
+            storage_path=f"{store.root}/train",
+            storage_filesystem=store.filesystem,
             callbacks=callbacks,
             checkpoint_config=train.CheckpointConfig(num_to_keep=1),
             failure_config=train.FailureConfig(max_failures=max_failures, controller_failure_limit=3),

@@ -128,7 +128,7 @@ def test_interrupted_and_run_again_equals_uninterrupted(signal_number, inline, t
         command(store, *options), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         deadline = time.monotonic() + 120
-        while not any(store.glob("tune/*-base/*/checkpoint_*/progress.json")):
+        while not any(store.glob("tune/*-base-*/*/checkpoint_*/progress.json")):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
             time.sleep(0.02)
         process.send_signal(signal_number)

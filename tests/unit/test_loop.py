@@ -11,7 +11,7 @@ from tests.tiny import tiny_learngene, tiny_trial
 from trainables.context import LocalContext
 from trainables.initializations import recipe_for
 from trainables.initializations.fine import LearngeneRecipe
-from trainables.loop import BatchOrder, Phase, TrainingDiverged, train
+from trainables.loop import BatchOrder, TrainingDiverged, train
 
 
 class Killed(Exception):
@@ -166,5 +166,20 @@ def test_an_epoch_touches_each_row_once():
     assert len(wide) == 8 and sorted(wide[1:4].tolist()) == [0, 1, 2]
 
 
-def test_phases_are_plain_values():
-    assert Phase(name="free", steps=1, lr=0.1) == Phase(name="free", steps=1, lr=0.1)
+def test_gradient_clipping_changes_the_training_only_where_it_is_on(tmp_path):
+    def weights(name, **training):
+        trial = tiny_trial("scratch", steps=4, **training)
+        model, _ = train(
+            recipe_for(trial, lambda spec: None),
+            data=load_dataset("digits", "train"),
+            num_classes=10,
+            training=trial.training,
+            seed=0,
+            run=LocalContext(tmp_path / name),
+            checkpoint_every_steps=4,
+        )
+        return model
+
+    plain = weights("plain")
+    assert same(plain, weights("loose", grad_clip=1e9))  # the norm is never reached
+    assert not same(plain, weights("tight", grad_clip=1e-8))  # so small that AdamW's epsilon shows

@@ -91,18 +91,28 @@ def test_a_half_written_record_counts_as_not_finished(tmp_path):
         store.fetch(job, MODEL_FILE)
 
 
-def test_the_furthest_checkpoint_wins_whatever_its_name(tmp_path):
-    store = Store(tmp_path)
-    assert store.latest_checkpoint("tune/x/job", "progress.json") is None
-    for name, step in (("checkpoint_000002", 30), ("checkpoint_000000", 50)):
-        folder = tmp_path / "tune/x/job" / name
-        folder.mkdir(parents=True)
-        (folder / "progress.json").write_text(json.dumps({"step": step}))
-    assert store.latest_checkpoint("tune/x/job", "progress.json").endswith("checkpoint_000000")
+def write_checkpoint(root, attempt: str, job_id: str, *, step: int, whole: bool = True) -> str:
+    folder = root / "tune" / attempt / job_id / "checkpoint_000000"
+    folder.mkdir(parents=True)
+    (folder / "state.pt").write_bytes(b"x" * (100 if whole else 60))
+    (folder / "progress.json").write_text(json.dumps({"step": step, "state_bytes": 100}))
+    return str(folder)
 
 
-@pytest.mark.parametrize("location", ["/proc/nowhere", "s4://bucket/x"])
+def test_the_furthest_whole_checkpoint_of_all_attempts_wins(tmp_path):
+    store, job = Store(tmp_path), tiny_trial()
+    assert store.latest_checkpoint(job) is None
+    write_checkpoint(tmp_path, "first", job.id, step=30)
+    furthest = write_checkpoint(tmp_path, "second", job.id, step=50)
+    write_checkpoint(tmp_path, "third", job.id, step=70, whole=False)  # its copy was cut off
+    write_checkpoint(tmp_path, "third", "another-job", step=90)
+    assert store.latest_checkpoint(job) == furthest
+    store.delete_checkpoints(job)
+    assert store.latest_checkpoint(job) is None and list((tmp_path / "tune").glob("*/another-job"))
+
+
+@pytest.mark.parametrize("location", ["/proc/nowhere", "s4://bucket/x", "~nobody-of-this-name/x"])
 def test_an_unusable_storage_path_is_refused_in_one_line(location):
     with pytest.raises(StoreError, match="cannot be written") as error:
-        Store(location)
+        Store(location).check_writable()
     assert "\n" not in str(error.value)

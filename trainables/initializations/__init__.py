@@ -8,9 +8,9 @@ from fine_core.learngene import Learngene
 from trainables.initializations.fine import FineRecipe
 from trainables.initializations.scratch import ScratchRecipe
 from trainables.loop import Recipe
-from trainables.spec import FineSpec, LearngeneSpec, ScratchSpec, TrialSpec
+from trainables.spec import FineSpec, LearngeneSpec, TrialSpec
 
-INITIALIZATIONS = (FineSpec.name, ScratchSpec.name)
+INITIALIZATIONS = ("fine", "scratch")
 
 
 def recipe_for(trial: TrialSpec, load_learngene: Callable[[LearngeneSpec], Learngene]) -> Recipe:
