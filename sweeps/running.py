@@ -23,6 +23,9 @@ RAY_ENVIRONMENT = {
 }
 for _name, _value in RAY_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+if not os.environ.get("RAY_ADDRESS"):
+    # Without a cluster Ray's processes stay on the loopback address, as they do on macOS by default.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import ray  # noqa: E402
 import torch  # noqa: E402
@@ -123,7 +126,6 @@ def connect_cluster() -> None:
             num_cpus=num_cpus(),
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=False,
-            _node_ip_address="127.0.0.1",
             **settings,
         )
 

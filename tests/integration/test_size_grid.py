@@ -165,3 +165,16 @@ def test_a_larger_grid_computes_only_what_is_missing(inline):
     assert " ± " in output, "two seeds give a standard error"
     _, parents, children = runs(inline)
     assert len(parents) == 2 and len(children) == 2 + 4, "each sweep lists all of its points"
+
+
+def test_a_sweep_without_a_cluster_listens_on_loopback_only(tmp_path):
+    code = """
+from sweeps.running import connect_cluster
+import ray, psutil
+connect_cluster()
+mine = [psutil.Process(), *psutil.Process().children(recursive=True)]
+connections = [c for p in mine for c in p.net_connections("tcp") if c.status == "LISTEN"]
+print({c.laddr.ip.removeprefix("::ffff:") for c in connections}, ray.nodes()[0]["NodeManagerAddress"])
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert result.stdout.strip() == "{'127.0.0.1'} 127.0.0.1", result.stdout + result.stderr
