@@ -45,10 +45,9 @@ def recipe(kind: str):
     return recipe_for(tiny_trial(kind), lambda spec: learngene())
 
 
-def run(kind: str, context: LocalContext, every: int = 3):
-    training = tiny_learngene().training if kind == "learngene" else tiny_trial(kind).training
+def train_recipe(trained, training, context: LocalContext, every: int):
     return train(
-        recipe(kind),
+        trained,
         data=load_dataset("digits", "train"),
         num_classes=10,
         training=training,
@@ -56,6 +55,11 @@ def run(kind: str, context: LocalContext, every: int = 3):
         run=context,
         checkpoint_every_steps=every,
     )
+
+
+def run(kind: str, context: LocalContext, every: int = 3):
+    training = tiny_learngene().training if kind == "learngene" else tiny_trial(kind).training
+    return train_recipe(recipe(kind), training, context, every)
 
 
 def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
@@ -101,59 +105,29 @@ def test_sigma_phase_moves_nothing_but_sigma(tmp_path):
     sigma_only = recipe_for(trial, lambda spec: learngene())
     sigma_only.phases = sigma_only.phases[:1]
     start = sigma_only.model_for(0, None)
-    end, _ = train(
-        sigma_only,
-        data=load_dataset("digits", "train"),
-        num_classes=10,
-        training=trial.training,
-        seed=0,
-        run=LocalContext(tmp_path / "run"),
-        checkpoint_every_steps=4,
-    )
+    end, _ = train_recipe(sigma_only, trial.training, LocalContext(tmp_path / "run"), 4)
     moved = {name for (name, a), b in zip(start.named_parameters(), end.parameters(), strict=True) if not torch.equal(a, b)}
     assert moved == {f"sigma.16.{m}" for m in BLOCK_MATRICES}
 
 
 def test_zero_steps_return_the_assembled_model(tmp_path):
     trial = tiny_trial("fine", steps=0, sigma_steps=0)
-    model, progress = train(
-        recipe_for(trial, lambda spec: learngene()),
-        data=load_dataset("digits", "train"),
-        num_classes=10,
-        training=trial.training,
-        seed=0,
-        run=LocalContext(tmp_path / "run"),
-        checkpoint_every_steps=4,
+    model, progress = train_recipe(
+        recipe_for(trial, lambda spec: learngene()), trial.training, LocalContext(tmp_path / "run"), 4
     )
     assert isinstance(model, DiT) and progress.step == 0
 
 
 def test_training_learns(tmp_path):
     trial = tiny_trial("scratch", steps=150, lr=4e-3)
-    _, progress = train(
-        recipe_for(trial, lambda spec: None),
-        data=load_dataset("digits", "train"),
-        num_classes=10,
-        training=trial.training,
-        seed=0,
-        run=LocalContext(tmp_path / "run"),
-        checkpoint_every_steps=50,
-    )
+    _, progress = train_recipe(recipe_for(trial, lambda spec: None), trial.training, LocalContext(tmp_path / "run"), 50)
     assert progress.history[-1]["train/loss"] < 0.5 * progress.history[0]["train/loss"]
 
 
 def test_a_diverging_loss_is_named_with_its_step(tmp_path):
     trial = tiny_trial("scratch", steps=40, lr=1e18)
     with pytest.raises(TrainingDiverged, match=r"by step \d+; try a lower learning rate"):
-        train(
-            recipe_for(trial, lambda spec: None),
-            data=load_dataset("digits", "train"),
-            num_classes=10,
-            training=trial.training,
-            seed=0,
-            run=LocalContext(tmp_path / "run"),
-            checkpoint_every_steps=20,
-        )
+        train_recipe(recipe_for(trial, lambda spec: None), trial.training, LocalContext(tmp_path / "run"), 20)
 
 
 def test_an_epoch_touches_each_row_once():
@@ -169,15 +143,7 @@ def test_an_epoch_touches_each_row_once():
 def test_gradient_clipping_changes_the_training_only_where_it_is_on(tmp_path):
     def weights(name, **training):
         trial = tiny_trial("scratch", steps=4, **training)
-        model, _ = train(
-            recipe_for(trial, lambda spec: None),
-            data=load_dataset("digits", "train"),
-            num_classes=10,
-            training=trial.training,
-            seed=0,
-            run=LocalContext(tmp_path / name),
-            checkpoint_every_steps=4,
-        )
+        model, _ = train_recipe(recipe_for(trial, lambda spec: None), trial.training, LocalContext(tmp_path / name), 4)
         return model
 
     plain = weights("plain")
