@@ -7,8 +7,11 @@ written while the store was away is written at the end: every trial's record hol
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -161,7 +164,27 @@ class SweepRuns:
     def attempt(self, write: Callable[[], T]) -> T | None:
         """Training goes on when the store is away; the same sweep run again completes its runs from the records."""
         try:
-            return write()
+            with _uninterrupted():
+                return write()
         except Exception as error:
             logger.warning("MLflow did not take a record (%s); run the sweep again to complete it", str(error)[:200])
             return None
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until a write is over: a transaction cut off in its commit would leave the database locked."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    # A handler that Python did not set (None) could not be put back.
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
+    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt

@@ -222,12 +222,13 @@ class _TuneEvents(tune.Callback):
         self.listener.finished(self._job(trial))
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
-        self.listener.failed(self._job(trial), _reason(trial.get_error()))
+        self.listener.failed(self._job(trial), _reason(trial.error_file))
 
 
-def _reason(error: BaseException | None) -> str:
-    """The last line of a remote traceback that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+def _reason(error_file: str | None) -> str:
+    """The last line of a failed trial's traceback, from Tune's local file: the copy in the storage may come later."""
+    text = Path(error_file).read_text() if error_file else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "ended without a result"
 
 

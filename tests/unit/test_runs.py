@@ -1,6 +1,7 @@
 """MLflow runs: reopened runs log no step twice, a store that was away is completed from the records, reasons are shown raw."""
 
 import io
+import signal
 
 import pytest
 from rich.console import Console
@@ -63,6 +64,20 @@ def test_what_the_store_missed_is_written_at_the_end(tracking, monkeypatch):
         runs.start_child(trial_id, trial_id, {}, {})
         runs.finish_child(trial_id, {"fid": 1.0}, HISTORY, [])
         assert runs.is_finished(trial_id) and logged_steps(tracking, runs, trial_id) == [10, 20, 30]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_until_the_write_is_over(tracking, number):
+    runs, written = SweepRuns(tracking, "interrupted", "sweep", {}), []
+
+    def write() -> None:
+        signal.raise_signal(number)
+        written.append(True)
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        runs.attempt(write)
+    assert written and handlers == [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
 
 
 def test_a_failed_child_keeps_its_reason(tracking):
