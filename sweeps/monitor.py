@@ -52,11 +52,10 @@ def show_plan(console: Console, plan: Plan, finished: set[str], *, slots: int | 
                 "done" if job.id in finished else "to do",
             )
     console.print(table)
-    jobs = [job for stage in plan.stages.values() for job in stage]
-    missing = [job for job in jobs if job.id not in finished]
+    missing = [job for job in plan.jobs if job.id not in finished]
     core_s = sum(estimated_core_s(job) for job in missing)
     macs = amount(sum(map(training_macs, missing)), "MAC")
-    text = f"{len(plan.base)} points; {len(missing)} of {len(jobs)} jobs to compute, {macs}"
+    text = f"{len(plan.base)} points; {len(missing)} of {len(plan.jobs)} jobs to compute, {macs}"
     if slots is not None:
         text += f", about {duration(core_s / slots)} on {slots} CPU cores plus start-up (an estimate)"
     console.print(text)
@@ -67,7 +66,7 @@ class ProgressView:
 
     def __init__(self, console: Console, plan: Plan, finished: set[str]) -> None:
         self.console = console
-        self.costs = {job.id: estimated_core_s(job) for jobs in plan.stages.values() for job in jobs if job.id not in finished}
+        self.costs = {job.id: estimated_core_s(job) for job in plan.jobs if job.id not in finished}
         self.done_share: dict[str, float] = dict.fromkeys(self.costs, 0.0)
         self.running: dict[str, TaskID] = {}
         self.failed_count = 0

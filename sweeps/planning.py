@@ -128,6 +128,11 @@ class Plan:
     def stages(self) -> dict[str, tuple[JobSpec, ...]]:
         return {"source": self.source, "base": self.base}
 
+    @property
+    def jobs(self) -> tuple[JobSpec, ...]:
+        """The jobs of all stages, in the order of the stages."""
+        return (*self.source, *self.base)
+
 
 def plan_grid(grid: GridSpec) -> Plan:
     """Expand a grid. Largest models come first, so that no long trial is left over at the end. Raises ValueError."""

@@ -194,7 +194,7 @@ def main(**options) -> None:
         store.check_writable()
         data_folder = Path(store.root) if store.is_local else DEFAULT_DATA_FOLDER.expanduser()
         tracking_uri = resolve_tracking_uri(options["tracking_uri"], data_folder)
-        finished = {job.id for jobs in plan.stages.values() for job in jobs if store.read_record(job)}
+        finished = {job.id for job in plan.jobs if store.read_record(job)}
         slots = None if runner.gpus_per_worker else num_cpus()
         if options["dry_run"]:
             show_plan(console, plan, finished, slots=slots)

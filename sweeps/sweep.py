@@ -72,17 +72,15 @@ class Sweep:
         }
 
     def _compute(self, missing: dict[str, tuple[JobSpec, ...]]) -> None:
-        total = sum(len(jobs) for jobs in self.plan.stages.values())
-        num_missing = sum(len(jobs) for jobs in missing.values())
+        missing_ids = {job.id for jobs in missing.values() for job in jobs}
+        finished = {job.id for job in self.plan.jobs} - missing_ids
+        total, num_missing = len(self.plan.jobs), len(missing_ids)
         self.console.print(f"{total - num_missing} of {total} jobs are in the store already; starting Ray for {num_missing}")
         started = time.monotonic()
         connect_cluster()
         # `ray job stop` ends the sweep as Ctrl-C does. Set after Ray, which has a handler of its own.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.timings["ray_start"] = time.monotonic() - started
-        finished = {job.id for jobs in self.plan.stages.values() for job in jobs} - {
-            job.id for jobs in missing.values() for job in jobs
-        }
         try:
             with ProgressView(self.console, self.plan, finished) as self.view:
                 for stage, jobs in missing.items():
@@ -175,7 +173,7 @@ class Sweep:
 
     def _report(self) -> int:
         results = self._results()
-        failures = [job for jobs in self.plan.stages.values() for job in jobs if self.store.read_record(job) is None]
+        failures = [job for job in self.plan.jobs if self.store.read_record(job) is None]
         if results:
             self._write_report(results)
         for job in failures:
