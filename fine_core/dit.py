@@ -8,11 +8,11 @@ Shapes: N batch, C channels, H image height = width, T tokens, D width, P patch 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import torch
-from timm.layers import Attention, Mlp, PatchEmbed, build_sincos2d_pos_embed
+from timm.layers import Attention, Mlp, PatchEmbed, freq_bands
 from torch import Tensor, nn
 
 FREQUENCY_DIM = 256  # width of the sinusoidal timestep features
@@ -59,7 +59,8 @@ class DiTConfig:
     """Everything that fixes a DiT's parameter shapes and numerics.
 
     `input_size` is the height and width of the (latent) image. `timestep_freq_shift` is 0 in the public checkpoints;
-    diffusers' `DiTTransformer2DModel` divides the frequencies' exponent by one less, which is 1 here.
+    diffusers' `DiTTransformer2DModel` divides the frequencies' exponent by one less, which is 1 here. `position_scale`
+    divides the coordinates of the sin-cos positions: 2 for a model that was trained at half the resolution.
     """
 
     size: ModelSize
@@ -69,9 +70,10 @@ class DiTConfig:
     num_classes: int = 1000
     learn_sigma: bool = True
     timestep_freq_shift: int = 0
+    position_scale: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "patch_size", "in_channels", "num_classes"):
+        for name in ("input_size", "patch_size", "in_channels", "num_classes", "position_scale"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         _require(
             self.input_size % self.patch_size == 0,
@@ -85,6 +87,15 @@ class DiTConfig:
     @property
     def out_channels(self) -> int:
         return self.in_channels * (2 if self.learn_sigma else 1)
+
+    def at_resolution(self, input_size: int) -> DiTConfig:
+        """The same model for images that are larger by a whole factor: PE(i, j) of the small grid becomes PE(i/f, j/f)
+        (DiffFit, arXiv 2304.06648, section 3.3). Its weights fit as they are. Raises ValueError for other sizes."""
+        _require(
+            input_size % self.input_size == 0,
+            f"images of {input_size} pixels are no whole multiple of the model's {self.input_size}",
+        )
+        return replace(self, input_size=input_size, position_scale=self.position_scale * input_size // self.input_size)
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -150,10 +161,13 @@ class FinalLayer(nn.Module):
         return self.linear(_modulate(self.norm_final(x), shift, scale))
 
 
-def position_table(width: int, grid_size: int) -> Tensor:
+def position_table(config: DiTConfig) -> Tensor:
     """Fixed 2-D sin-cos positions (1, T, D): [sin x, cos x, sin y, cos y], x along a row."""
-    table = build_sincos2d_pos_embed([grid_size, grid_size], dim=width, interleave_sin_cos=True)  # y first, x second
-    return table.roll(width // 2, dims=1).unsqueeze(0)
+    coordinates = torch.arange(config.input_size // config.patch_size, dtype=torch.float32) / config.position_scale
+    y, x = torch.meshgrid(coordinates, coordinates, indexing="ij")
+    bands = freq_bands(config.size.width // 4, temperature=10_000.0, step=1)
+    parts = [wave(axis.flatten()[:, None] * bands) for axis in (x, y) for wave in (torch.sin, torch.cos)]
+    return torch.cat(parts, dim=1).unsqueeze(0)
 
 
 class DiT(nn.Module):
@@ -166,8 +180,7 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbed(config.input_size, config.patch_size, config.in_channels, size.width)
         self.t_embedder = TimestepEmbedder(size.width, config.timestep_freq_shift)
         self.y_embedder = LabelEmbedder(config.num_classes, size.width)
-        grid_size = config.input_size // config.patch_size
-        self.pos_embed = nn.Parameter(position_table(size.width, grid_size), requires_grad=False)
+        self.pos_embed = nn.Parameter(position_table(config), requires_grad=False)
         self.blocks = nn.ModuleList(DiTBlock(size.width, size.num_heads) for _ in range(size.depth))
         self.final_layer = FinalLayer(size.width, config.patch_size, config.out_channels)
         self._initialize()

@@ -70,8 +70,7 @@ class FactorizedDiT(nn.Module):
             size = self.size_at(w)
             with torch.device("meta"):  # shapes and structure only; a plain dict keeps it out of the parameters
                 self._skeletons[w] = DiT(DiTConfig(**{**vars(config), "size": size}))
-            table = position_table(w, config.input_size // config.patch_size)
-            self.register_buffer(f"positions_{w}", table, persistent=False)
+            self.register_buffer(f"positions_{w}", position_table(self._skeletons[w].config), persistent=False)
 
     def _fresh_sigma(self, width: int, depth: int) -> nn.ParameterDict:
         # A prefix of rows has shorter columns; the larger sigma makes up for it.
