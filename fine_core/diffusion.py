@@ -47,14 +47,36 @@ class Diffusion(nn.Module):
         """x_t of q(x_t | x_0) for the given noise (arXiv 2006.11239, equation 4)."""
         return self._at("sqrt_alpha_bar", t) * x0 + self._at("sqrt_one_minus_alpha_bar", t) * noise
 
-    def losses(self, denoiser: Denoiser, x0: Tensor, t: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    def losses(
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        t: Tensor,
+        y: Tensor,
+        noise: Tensor,
+        *,
+        teacher: Denoiser | None = None,
+        taught: Tensor | None = None,
+    ) -> Tensor:
         """Loss of each sample (N,): eps-MSE, plus the variational term when the denoiser also returns a variance.
 
-        The hybrid loss is L_simple + 0.001 L_vlb (arXiv 2102.09672, section 3.1). L_vlb sums NUM_TIMESTEPS terms of
-        which one is drawn here, so its weight is 0.001 * 1000 = 1. The mean gets no gradient from it.
+        For samples where `taught` (N,) is true the loss is the mean squared distance to the frozen teacher's output on the
+        same x_t instead (the KD arm of arXiv 2406.00773).
+
+        The hybrid loss is L_simple + 0.001 L_vlb (arXiv 2102.09672, section 3.1). L_vlb sums NUM_TIMESTEPS terms of which
+        one is drawn here, so its weight is 0.001 * 1000 = 1. The mean gets no gradient from it.
         """
         x_t = self.noise_images(x0, t, noise)
         output = denoiser(x_t, t, y)
+        losses = self._denoising_losses(output, x0, x_t, t, noise)
+        if taught is None:
+            return losses
+        with torch.no_grad():
+            taught_by = teacher(x_t[taught], t[taught], y[taught])
+        distance = (output[taught] - taught_by).square().mean(dim=(1, 2, 3))
+        return losses.masked_scatter(taught, distance)
+
+    def _denoising_losses(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         eps = output[:, : x0.shape[1]]
         mse = (eps - noise).square().mean(dim=(1, 2, 3))
         if output.shape[1] == x0.shape[1]:

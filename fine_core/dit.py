@@ -212,6 +212,14 @@ class DiT(nn.Module):
             x = block(x, c)
         return self._unpatchify(self.final_layer(x, c))
 
+    def at_resolution(self, input_size: int) -> DiT:
+        """The same weights for images of another size (see `DiTConfig.at_resolution`); the model itself at its own size."""
+        if input_size == self.config.input_size:
+            return self
+        model = DiT(self.config.at_resolution(input_size)).to(self.pos_embed.device)
+        model.load_state_dict({**self.state_dict(), "pos_embed": model.pos_embed})
+        return model
+
     def _unpatchify(self, x: Tensor) -> Tensor:
         p, channels = self.config.patch_size, self.config.out_channels
         g = self.config.input_size // p

@@ -21,11 +21,15 @@ KID_SUBSET_LIMIT = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSpec:
-    """How a model is scored: `num_samples` images drawn by `sampler`, against one split of the dataset."""
+    """How a model is scored: `num_samples` images drawn by `sampler`, against one split of the dataset.
+
+    The images have the labels of the reference, or the null label if `unconditional`.
+    """
 
     num_samples: int
     sampler: SamplerSpec
-    reference_split: str = "train"
+    reference_split: str = "pool"
+    unconditional: bool = False
     batch_size: int = 250
 
     def __post_init__(self) -> None:
@@ -37,7 +41,8 @@ class EvaluationSpec:
         s = self.sampler
         return (
             f"{extractor_name} | {self.num_samples} samples | {s.sampler} {s.sampling_steps} steps"
-            f" | guidance {s.guidance_scale:g} | reference {dataset}:{self.reference_split}"
+            f" | guidance {s.guidance_scale:g}{' | null label' if self.unconditional else ''}"
+            f" | reference {dataset}:{self.reference_split}"
         )
 
 

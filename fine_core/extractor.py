@@ -55,11 +55,11 @@ class ClassifierExtractor(nn.Module):
 
 
 def train_extractor(dataset: str, *, seed: int) -> tuple[ClassifierExtractor, float]:
-    """Train the classifier on the `train` split; returns it with its accuracy on `held_out`. Deterministic per machine."""
+    """Train the classifier on the `pool` split; returns it with its accuracy on `held_out`. Deterministic per machine."""
     with torch.random.fork_rng():
         torch.manual_seed(stream_seed(seed, "extractor-init"))
         model = ClassifierExtractor(dataset)
-    train, held_out = load_dataset(dataset, "train"), load_dataset(dataset, "held_out")
+    train, held_out = load_dataset(dataset, "pool"), load_dataset(dataset, "held_out")
     images = to_uint8(train.images)
     total_steps = EPOCHS * -(-len(train) // BATCH_SIZE)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR, weight_decay=1e-2)

@@ -28,12 +28,10 @@ def apply_bitfit(model: DiT) -> None:
 def apply_lora(model: DiT, *, rank: int, targets: str, seed: int) -> None:
     """Hu et al., "LoRA", arXiv 2106.09685, through peft: low-rank updates of the blocks' linears that `targets` names.
 
-    alpha is 2 * rank. Raises ImportError, in words, where peft is not installed.
+    alpha is 2 * rank. Needs the `lora` extra.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise ImportError("LoRA needs the peft package: pip install 'fine-sweeps[lora]'") from error
+    from peft import LoraConfig, inject_adapter_in_model
+
     suffixes = LORA_TARGETS[targets]
     names = [f"blocks.{i}.{suffix}" for i in range(model.config.size.depth) for suffix in suffixes]
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names)

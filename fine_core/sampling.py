@@ -54,8 +54,18 @@ def _scheduler(spec: SamplerSpec, learn_sigma: bool):
     return DDPMScheduler(**betas, clip_sample=False, variance_type=variance_type)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tail:
+    """Another model takes the last `share` of the denoising steps, those at the data end, with the null label."""
+
+    model: DiT
+    share: float
+
+
 @torch.no_grad()
-def sample_images(model: DiT, labels: Tensor, spec: SamplerSpec, *, generator: torch.Generator) -> Tensor:
+def sample_images(
+    model: DiT, labels: Tensor, spec: SamplerSpec, *, generator: torch.Generator, tail: Tail | None = None
+) -> Tensor:
     """Draw one image for each label (N,); returns (N, C, H, H), about in [-1, 1]. The model's device is used.
 
     Guidance acts on all channels of the noise (Ho & Salimans, arXiv 2207.12598, equation 6).
@@ -67,10 +77,12 @@ def sample_images(model: DiT, labels: Tensor, spec: SamplerSpec, *, generator: t
     x = torch.randn(shape, generator=generator, device=device) * scheduler.init_noise_sigma
     null_labels = torch.full_like(labels, config.num_classes)
     extra = {"generator": generator} if spec.sampler in ("ddim", "ddpm") else {}
-    for timestep in scheduler.timesteps.tolist():
+    first_tail_step = spec.sampling_steps if tail is None else round(spec.sampling_steps * (1 - tail.share))
+    for step, timestep in enumerate(scheduler.timesteps.tolist()):
         t = torch.full_like(labels, timestep)
-        output = model(x, t, labels)
-        if spec.guidance_scale > 1:
+        in_tail = step >= first_tail_step
+        output = tail.model(x, t, null_labels) if in_tail else model(x, t, labels)
+        if spec.guidance_scale > 1 and not in_tail:
             null_output = model(x, t, null_labels)
             eps = null_output + spec.guidance_scale * (output - null_output)
             output = torch.cat([eps[:, : config.in_channels], output[:, config.in_channels :]], dim=1)
@@ -85,14 +97,7 @@ def to_uint8(x: Tensor) -> Tensor:
     return (127.5 * x + 128.0).clamp(0, 255).to(torch.uint8)
 
 
-def sample_batches(
-    model: DiT, labels: Tensor, spec: SamplerSpec, *, seed: int, batch_size: int, worker: int = 0, num_workers: int = 1
-):
-    """Yield (batch index, uint8 images) of this worker's batches.
-
-    Batch b is drawn from the stream (seed, "sample", b): the images do not depend on how many workers share the work.
-    """
-    for index, batch_labels in enumerate(labels.split(batch_size)):
-        if index % num_workers == worker:
-            generator = stream_generator(seed, "sample", index, device=labels.device)
-            yield index, to_uint8(sample_images(model, batch_labels, spec, generator=generator))
+def sample_batch(model: DiT, labels: Tensor, spec: SamplerSpec, *, seed: int, index: int, tail: Tail | None = None) -> Tensor:
+    """Images in uint8 (N, C, H, H) of batch `index`, drawn from the stream (seed, "sample", index)."""
+    generator = stream_generator(seed, "sample", index, device=labels.device)
+    return to_uint8(sample_images(model, labels, spec, generator=generator, tail=tail))

@@ -7,11 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-COSTS = {"params_total": "parameters", "macs": "MACs per forward pass", "serve_bytes": "bytes to serve"}
+COSTS = {
+    "params_total": "parameters",
+    "macs": "MACs per forward pass",
+    "serve_bytes": "bytes stored per point",
+    "params_trainable": "parameters trained",
+}
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # readable with colour blindness
-MARKERS = ("o", "s", "^", "D", "v", "P")
+SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 Rows = Sequence[dict[str, Any]]
+
+
+def pyplot():
+    """matplotlib.pyplot without a display."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
 
 
 def write_csv(rows: Rows, path: Path) -> Path:
@@ -22,7 +38,8 @@ def write_csv(rows: Rows, path: Path) -> Path:
     return path
 
 
-def _by_method(rows: Rows) -> dict[str, list[dict[str, Any]]]:
+def by_method(rows: Rows) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each method, methods in order of their first row."""
     methods: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         methods.setdefault(row["method"], []).append(row)
@@ -30,39 +47,43 @@ def _by_method(rows: Rows) -> dict[str, list[dict[str, Any]]]:
 
 
 def draw_front(rows: Rows, path: Path, *, title: str) -> Path:
-    """PNG of FID against parameters and MACs: every point with its standard error, the joint front as a line."""
-    import matplotlib
+    """PNG of FID against two costs: every point with its standard error, one line per method, the joint front beneath.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    Base models are set against parameters and MACs, transfers against parameters and the bytes of their deltas.
+    """
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    costs = ("params_total", "macs")
-    figure, axes = plt.subplots(1, len(costs), figsize=(12, 5.4), sharey=True, layout="constrained")
+    plt = pyplot()
+    transferred = any(row["transfer"] != "none" for row in rows)
+    costs = ("params_total", "serve_bytes" if transferred else "macs")
+    figure, axes = plt.subplots(1, len(costs), figsize=(12.5, 5.6), sharey=True, layout="constrained")
     for ax, cost in zip(axes, costs, strict=True):
         members = sorted((r for r in rows if r[f"front_{cost}"]), key=lambda r: r[cost])
-        ax.plot([r[cost] for r in members], [r["fid"] for r in members], color="0.6", lw=6, alpha=0.5, label="Pareto front")
-        for i, (method, points) in enumerate(_by_method(rows).items()):
+        ax.plot([r[cost] for r in members], [r["fid"] for r in members], color="0.6", lw=7, alpha=0.5, label="joint front")
+        for i, (method, points) in enumerate(by_method(rows).items()):
             points = sorted(points, key=lambda r: r[cost])
             errors = [r["fid_stderr"] or 0.0 for r in points]
-            style = {"fmt": MARKERS[i % len(MARKERS)], "color": COLORS[i % len(COLORS)], "capsize": 3, "ms": 7}
+            style = {"marker": MARKERS[i % len(MARKERS)], "color": COLORS[i % len(COLORS)], "capsize": 3, "ms": 6}
+            style |= {"lw": 0, "elinewidth": 1}
             ax.errorbar([r[cost] for r in points], [r["fid"] for r in points], yerr=errors, label=method, **style)
-            for r in points:
-                name = f"L{r['depth']}-D{r['width']}"
-                ax.annotate(name, (r[cost], r["fid"]), textcoords="offset points", xytext=(6, 6), fontsize=8)
+            own = [r for r in points if r[f"method_front_{cost}"]]
+            ax.plot([r[cost] for r in own], [r["fid"] for r in own], color=style["color"], lw=1.2)
+        for r in members:
+            name = f"L{r['depth']}-D{r['width']}"
+            ax.annotate(name, (r[cost], r["fid"]), textcoords="offset points", xytext=(0, -13), fontsize=8, ha="center")
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.set_xlabel(COSTS[cost])
+        ax.set_xlabel("bytes of the delta" if transferred and cost == "serve_bytes" else COSTS[cost])
         ax.margins(x=0.12)
         ax.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("FID (lower is better)")
     axes[0].set_ylim(0, 1.1 * max(row["fid"] + (row["fid_stderr"] or 0.0) for row in rows))
-    axes[0].legend()
+    axes[1].legend(fontsize=8)
     seeds = max(row["num_seeds"] for row in rows)
     note = f"{seeds} seeds, bars: standard error" if seeds > 1 else "1 seed"
-    figure.suptitle(f"{title}\n{rows[0]['protocol']} | {note}", fontsize=10)
+    figure.suptitle(f"{title} (thin lines: each method's own front)\n{rows[0]['protocol']} | {note}", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
@@ -72,7 +93,7 @@ def interactive_front(rows: Rows, path: Path, *, title: str) -> Path:
     """Self-contained HTML of the same front; a menu chooses the cost axis, hovering shows the whole row."""
     import plotly.graph_objects as go
 
-    methods = _by_method(rows)
+    methods = by_method(rows)
     figure = go.Figure()
     for cost in COSTS:
         visible = cost == "params_total"
@@ -86,7 +107,7 @@ def interactive_front(rows: Rows, path: Path, *, title: str) -> Path:
                 y=[r["fid"] for r in points],
                 error_y={"type": "data", "array": [r["fid_stderr"] or 0.0 for r in points]},
                 mode="markers",
-                marker={"size": 11, "color": COLORS[i % len(COLORS)]},
+                marker={"size": 11, "color": COLORS[i % len(COLORS)], "symbol": SYMBOLS[i % len(SYMBOLS)]},
                 name=method,
                 visible=visible,
                 text=[_hover(r) for r in points],
@@ -112,5 +133,6 @@ def _hover(row: dict[str, Any]) -> str:
     error = "" if row["fid_stderr"] is None else f" ± {row['fid_stderr']:.3f}"
     return (
         f"<b>{row['label']}</b><br>FID {row['fid']:.3f}{error}<br>{row['params_total']:,} parameters"
-        f"<br>{row['macs']:,} MACs<br>{row['serve_bytes']:,} bytes<br>training {row['train_s']:.1f} s"
+        f" ({row['params_trainable']:,} trained)<br>{row['macs']:,} MACs<br>{row['serve_bytes']:,} bytes stored"
+        f"<br>training {row['train_s']:.1f} s"
     )

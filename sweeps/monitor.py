@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from fine_core.dit import count_macs, count_parameters
-from sweeps.planning import Plan, estimated_core_s, predicted_serve_bytes, training_macs
-from trainables.spec import JobSpec, TrialSpec
+from sweeps.planning import Plan, estimated_core_s, predicted_serve_bytes, total_macs
+from trainables.spec import ExtractorSpec, JobSpec, LearngeneSpec, TransferSpec, TrialSpec
 
 
 def amount(value: float, unit: str = "") -> str:
@@ -36,7 +36,7 @@ def show_plan(console: Console, plan: Plan, finished: set[str], *, slots: int | 
     table = Table(title=f"Plan of sweep {plan.sweep_id}", title_justify="left", box=SIMPLE)
     for column in ("stage", "point"):
         table.add_column(column, no_wrap=True)
-    for column in ("parameters", "MACs", "serve bytes", "steps", "core time", "state"):
+    for column in ("parameters", "MACs", "serve bytes", "work", "core time", "state"):
         table.add_column(column, justify="right", no_wrap=True)
     for stage, jobs in plan.stages.items():
         for job in jobs:
@@ -46,19 +46,31 @@ def show_plan(console: Console, plan: Plan, finished: set[str], *, slots: int | 
                 job.label,
                 f"{count_parameters(model):,}" if model else "",
                 amount(count_macs(model)) if model else "",
-                amount(predicted_serve_bytes(job), "B") if isinstance(job, TrialSpec) else "",
-                f"{job.total_steps:,}" if model else "",
+                amount(predicted_serve_bytes(job), "B") if isinstance(job, TrialSpec | TransferSpec) else "",
+                _amount_of_work(job),
                 duration(estimated_core_s(job)),
                 "done" if job.id in finished else "to do",
             )
     console.print(table)
     missing = [job for job in plan.jobs if job.id not in finished]
     core_s = sum(estimated_core_s(job) for job in missing)
-    macs = amount(sum(map(training_macs, missing)), "MAC")
-    text = f"{len(plan.base)} points; {len(missing)} of {len(plan.jobs)} jobs to compute, {macs}"
+    macs = amount(sum(map(total_macs, missing)), "MAC")
+    text = f"{len(plan.points)} points; {len(missing)} of {len(plan.jobs)} jobs to compute, {macs}"
     if slots is not None:
         text += f", about {duration(core_s / slots)} on {slots} CPU cores plus start-up (an estimate)"
     console.print(text)
+
+
+def _amount_of_work(job: JobSpec) -> str:
+    """Training steps, or what a job counts instead."""
+    if isinstance(job, ExtractorSpec):
+        return ""
+    unit = (
+        "steps"
+        if isinstance(job, LearngeneSpec | TrialSpec | TransferSpec)
+        else {"bank": "images", "curve": "scores"}[job.kind]
+    )
+    return f"{job.total_steps:,} {unit}"
 
 
 class ProgressView:
@@ -104,9 +116,10 @@ class ProgressView:
         self._refresh()
 
     def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None:
-        loss = metrics["history"][-1]["train/loss"] if metrics["history"] else float("nan")
         if job.id in self.running:
-            info = f"{metrics['phase']} loss {loss:.4f}"
+            info = metrics["phase"]
+            if metrics["history"]:
+                info += f" loss {metrics['history'][-1]['train/loss']:.4f}"
             self.progress.update(self.running[job.id], completed=metrics["step"], info=info)
         # Scoring and saving come after the last step.
         self.done_share[job.id] = 0.95 * metrics["step"] / max(1, metrics["total_steps"])
@@ -149,17 +162,43 @@ class ProgressView:
 
 
 def show_front(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """The points, cheapest first; those on the front of parameters against FID are marked."""
-    table = Table(title="Points (* = on the front of parameters against FID)", title_justify="left", box=SIMPLE)
-    for column in ("", "point", "parameters", "MACs", "serve bytes", "FID", "KID", "P(front)", "train s", "eval s"):
+    """The points, cheapest first; those on the joint front of parameters against FID are marked."""
+    title = f"Points on {rows[0]['dataset']} (* = on the front of parameters against FID)"
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    transferred = any(row["transfer"] != "none" for row in rows)
+    several_seeds = rows[0]["front_probability"] is not None
+    columns = ["", "point", "parameters", "FID", *(["P(front)"] if several_seeds else []), "trained"]
+    columns += (
+        ["delta bytes", "train s", "source FID", "distance"] if transferred else ["MACs", "bytes", "KID", "train s", "eval s"]
+    )
+    for column in columns:
         table.add_column(column, justify="left" if column in ("", "point") else "right", no_wrap=True)
     for row in rows:
         error = "" if row["fid_stderr"] is None else f" ± {row['fid_stderr']:.3f}"
-        chance = "" if row["front_probability"] is None else f"{row['front_probability']:.2f}"
-        cells = [f"{row['params_total']:,}", amount(row["macs"]), amount(row["serve_bytes"], "B"), f"{row['fid']:.3f}{error}"]
-        cells += [f"{row['kid']:.4f}", chance, f"{row['train_s']:.1f}", f"{row['eval_s']:.1f}"]
+        cells = [f"{row['params_total']:,}", f"{row['fid']:.3f}{error}"]
+        cells += [f"{row['front_probability']:.2f}"] if several_seeds else []
+        cells += [f"{row['params_trainable']:,}"]
+        train_s = f"{row['train_s']:.1f}"
+        if transferred:
+            forgotten = ["" if row[name] is None else f"{row[name]:.2f}" for name in ("source_fid", "distance")]
+            cells += [f"{row['serve_bytes']:,}", train_s, *forgotten]
+        else:
+            cells += [amount(row["macs"]), f"{row['serve_bytes']:,}", f"{row['kid']:.4f}", train_s, f"{row['eval_s']:.1f}"]
         style = "bold green" if row["front_params_total"] else None
         table.add_row("*" if row["front_params_total"] else "", row["label"], *cells, style=style)
+    console.print(table)
+
+
+def show_curves(console: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """FID for every share of steps given back to the base model, one line per method."""
+    table = Table(title="FID by share of steps taken back by the base model", title_justify="left", box=SIMPLE)
+    table.add_column("method", no_wrap=True)
+    shares = sorted({row["share"] for row in rows})
+    for share in shares:
+        table.add_column(f"{share:g}", justify="right", no_wrap=True)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        fids = {row["share"]: row["fid"] for row in rows if row["method"] == method}
+        table.add_row(method, *[f"{fids[share]:.3f}" for share in shares])
     console.print(table)
 
 

@@ -9,61 +9,93 @@ from typing import Any
 
 import numpy as np
 
-from trainables.spec import TrialSpec
+from trainables.spec import TransferSpec, TrialSpec
 
-COSTS = ("params_total", "macs", "serve_bytes")
+COSTS = ("params_total", "macs", "serve_bytes", "params_trainable")
+MEANS = ("fid", "kid", "train_s", "eval_s")
+FORGETTING = ("source_fid", "distance", "distance_per_parameter")
 NUM_DRAWS = 4000
+
+Results = Sequence[tuple[TrialSpec | TransferSpec, dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One method at one size, over its seeds. `fid_stderr` is None with a single seed."""
+    """One method at one size, over its seeds: a base model, or the transfer of one.
+
+    `fid_stderr` is None with a single seed; what is forgotten is None for base models. `serve_bytes` is what the point adds
+    to storage: the dense weights of a base model, the delta of a transfer.
+    """
 
     method: str
+    initialization: str
+    transfer: str
+    dataset: str
     depth: int
     width: int
     num_heads: int
     protocol: str
+    trial_ids: str
     num_seeds: int
     fid: float
     fid_stderr: float | None
     kid: float
     params_total: int
+    params_trainable: int
     macs: int
     serve_bytes: int
     train_s: float
     eval_s: float
+    source_fid: float | None
+    distance: float | None
+    distance_per_parameter: float | None
 
     @property
     def label(self) -> str:
         return f"{self.method} L{self.depth}-D{self.width}"
 
 
-def points_from(results: Sequence[tuple[TrialSpec, dict[str, Any]]]) -> list[Point]:
-    """Average the seeds of every (method, size, protocol), cheapest first."""
-    groups: dict[tuple, list[tuple[TrialSpec, dict[str, Any]]]] = defaultdict(list)
-    for trial, record in results:
-        groups[(trial.initialization.name, trial.size, record["protocol"])].append((trial, record))
+def points_from(results: Results) -> list[Point]:
+    """Average the seeds of every (method, size, protocol): base models before transfers, cheapest first."""
+    sources = {job.initialization.name for job, _ in results if isinstance(job, TransferSpec)}
+    groups: dict[tuple, list[tuple[TrialSpec | TransferSpec, dict[str, Any]]]] = defaultdict(list)
+    for job, record in results:
+        groups[(_method(job, sources), job.size, record["protocol"])].append((job, record))
     points = []
     for (method, size, protocol), members in groups.items():
         metrics = [record["metrics"] for _, record in members]
-        mean = {name: float(np.mean([m[name] for m in metrics])) for name in ("fid", "kid", "train_s", "eval_s")}
+        job = members[0][0]
         fids = [m["fid"] for m in metrics]
-        stderr = float(np.std(fids, ddof=1) / np.sqrt(len(fids))) if len(fids) > 1 else None
         points.append(
             Point(
                 method=method,
+                initialization=job.initialization.name,
+                transfer=job.method if isinstance(job, TransferSpec) else "none",
+                dataset=job.dataset,
                 depth=size.depth,
                 width=size.width,
                 num_heads=size.num_heads,
                 protocol=protocol,
+                trial_ids=" ".join(job.id for job, _ in members),
                 num_seeds=len(members),
-                fid_stderr=stderr,
-                **mean,
+                fid_stderr=float(np.std(fids, ddof=1) / np.sqrt(len(fids))) if len(fids) > 1 else None,
+                **{name: _mean(metrics, name) for name in MEANS},
+                **{name: _mean(metrics, f"forgetting/{name}") for name in FORGETTING},
                 **{cost: metrics[0][cost] for cost in COSTS},
             )
         )
-    return sorted(points, key=lambda p: (p.params_total, p.fid))
+    return sorted(points, key=lambda p: (p.transfer != "none", p.params_total, p.fid))
+
+
+def _method(job: TrialSpec | TransferSpec, sources: set[str]) -> str:
+    """What a point is called beside its size; where base models of several initializations are taken, whose it was."""
+    if isinstance(job, TrialSpec):
+        return job.initialization.name
+    return f"{job.method_label} from {job.initialization.name}" if len(sources) > 1 else job.method_label
+
+
+def _mean(metrics: list[dict[str, float]], name: str) -> float | None:
+    return float(np.mean([m[name] for m in metrics])) if name in metrics[0] else None
 
 
 def non_dominated(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -112,11 +144,17 @@ def by_protocol(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def report_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
-    """The table of the report: every point with its front memberships, one protocol only."""
+    """The table of the report: every point with its membership in the joint fronts and in its own method's."""
     rows = [vars(p) | {"label": p.label} for p in points]
+    by_method: dict[str, list[int]] = defaultdict(list)
+    for index, point in enumerate(points):
+        by_method[point.method].append(index)
     for cost in COSTS:
         for row, member in zip(rows, front(points, cost), strict=True):
             row[f"front_{cost}"] = member
+        for indices in by_method.values():
+            for index, member in zip(indices, front([points[i] for i in indices], cost), strict=True):
+                rows[index][f"method_front_{cost}"] = member
     for row, probability in zip(rows, front_probability(points, "params_total"), strict=True):
         row["front_probability"] = probability
     return rows

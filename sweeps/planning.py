@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
+from typing import TypeVar
 
-from fine_core.dit import ModelSize, count_macs, count_parameters
+from fine_core.dit import DiTConfig, ModelSize, count_macs, count_parameters
 from fine_core.evaluation import EvaluationSpec
 from fine_core.sampling import SamplerSpec
+from sweeps.transfer_planning import TransferGridSpec
 from trainables.initializations import INITIALIZATIONS
+from trainables.methods import transfer_method
 from trainables.spec import (
+    BankSpec,
+    CurveSpec,
     ExtractorSpec,
     FineSpec,
     JobSpec,
     LearngeneSpec,
     ScratchSpec,
     TrainingSpec,
+    TransferSpec,
     TrialSpec,
     check,
     model_config,
 )
+
+Job = TypeVar("Job", bound=JobSpec)
 
 # One core of a 2-core x86 machine, fitted to steps of DiTs with 2-6 blocks of 32-64 channels at batch 64.
 CORE_MACS_PER_S = 32e9
@@ -30,7 +40,10 @@ EXTRACTOR_S = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class GridSpec:
-    """A size grid: every method at every depth x width, once per seed. `rank_ratio` is the factors' rank over the width."""
+    """A size grid: every method at every depth x width, once per seed, and what is done to each of these base models.
+
+    `rank_ratio` is the factors' rank over the width; `transfer` is None without a transfer stage.
+    """
 
     dataset: str
     depths: tuple[int, ...]
@@ -52,6 +65,7 @@ class GridSpec:
     rank_ratio: float
     num_samples: int
     sampler: SamplerSpec
+    transfer: TransferGridSpec | None = None
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "methods", "seeds"):
@@ -114,57 +128,114 @@ class GridSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The jobs of a sweep by stage: `source` makes the artifacts that `base` trials share."""
+    """The jobs of a sweep by stage; each stage needs only what those before it make.
+
+    `source`: artifacts that base models share; `base`: base models; `bank`: what they remember; `transfer`: base models
+    taken to the target; `curve`: chain-of-forgetting curves of transfers.
+    """
 
     source: tuple[JobSpec, ...]
     base: tuple[TrialSpec, ...]
+    bank: tuple[BankSpec, ...] = ()
+    transfer: tuple[TransferSpec, ...] = ()
+    curve: tuple[CurveSpec, ...] = ()
+
+    @property
+    def points(self) -> tuple[TrialSpec | TransferSpec, ...]:
+        """The jobs that have a score."""
+        return (*self.base, *self.transfer)
 
     @property
     def sweep_id(self) -> str:
         """A hash of the points: the same grid is the same sweep."""
-        return hashlib.sha256(" ".join(sorted(trial.id for trial in self.base)).encode()).hexdigest()[:10]
+        ids = sorted(job.id for job in (*self.points, *self.curve))
+        return hashlib.sha256(" ".join(ids).encode()).hexdigest()[:10]
 
     @property
     def stages(self) -> dict[str, tuple[JobSpec, ...]]:
-        return {"source": self.source, "base": self.base}
+        """The stages that have jobs, in order."""
+        stages = {"source": self.source, "base": self.base, "bank": self.bank, "transfer": self.transfer, "curve": self.curve}
+        return {name: jobs for name, jobs in stages.items() if jobs}
 
     @property
     def jobs(self) -> tuple[JobSpec, ...]:
         """The jobs of all stages, in the order of the stages."""
-        return (*self.source, *self.base)
+        return tuple(job for jobs in self.stages.values() for job in jobs)
 
 
 def plan_grid(grid: GridSpec) -> Plan:
     """Expand a grid. Largest models come first, so that no long trial is left over at the end. Raises ValueError."""
-    points = product(grid.methods, grid.depths, grid.widths, grid.seeds)
-    trials = {trial.id: trial for trial in (grid.trial(*point) for point in points)}
-    ordered = sorted(trials.values(), key=lambda trial: -estimated_core_s(trial))
-    needs = {need.id: need for trial in ordered for need in trial.needs}
-    return Plan(source=tuple(needs.values()), base=tuple(ordered))
+    bases = [grid.trial(*point) for point in product(grid.methods, grid.depths, grid.widths, grid.seeds)]
+    transfers = [] if grid.transfer is None else [transfer for base in bases for transfer in grid.transfer.transfers(base)]
+    return plan_jobs(bases, transfers)
 
 
-def predicted_serve_bytes(trial: TrialSpec) -> int:
-    """Bytes of the dense fp32 weights (the file adds a header of a few kB)."""
-    return 4 * count_parameters(trial.model)
+def plan_jobs(bases: Iterable[TrialSpec], transfers: Iterable[TransferSpec], curves: Iterable[CurveSpec] = ()) -> Plan:
+    """The plan of these points and of all that they need."""
+    base, transfer, curve = _unique(bases), _unique(transfers), _unique(curves)
+    bank = _unique(job.bank for job in transfer if job.bank is not None)
+    needs = {need.id: need for job in (*base, *transfer) for need in job.needs}
+    source = tuple(need for need in needs.values() if isinstance(need, ExtractorSpec | LearngeneSpec))
+    return Plan(source=source, base=base, bank=bank, transfer=transfer, curve=curve)
 
 
-def training_macs(job: JobSpec) -> float:
-    """Multiply-accumulates of a job: three passes per training image, and the sampler's passes per scored image."""
+def _unique(jobs: Iterable[Job]) -> tuple[Job, ...]:
+    """Each job once, the longest first."""
+    return tuple(sorted({job.id: job for job in jobs}.values(), key=lambda job: -estimated_core_s(job)))
+
+
+def predicted_serve_bytes(point: TrialSpec | TransferSpec) -> int:
+    """Bytes of the fp32 tensors that a point stores: all weights, or what a transfer trains (the file adds a few kB)."""
+    if isinstance(point, TrialSpec):
+        return 4 * count_parameters(point.model)
+    return 4 * trained_parameters(point)
+
+
+def trained_parameters(point: TrialSpec | TransferSpec) -> int:
+    """Parameters that a point trains. Allocates nothing."""
+    if isinstance(point, TrialSpec):
+        return count_parameters(point.model)
+    rank = point.initialization.learngene.rank if isinstance(point.initialization, FineSpec) else None
+    return _trained_by(point.method, point.model, point.gamma_span, rank)
+
+
+@lru_cache(maxsize=4096)
+def _trained_by(method: str, model: DiTConfig, gamma_span: float | None, rank: int | None) -> int:
+    return transfer_method(method).count_trained(model, gamma_span=gamma_span, rank=rank)
+
+
+def _sampled_images(job: JobSpec) -> list[tuple[int, SamplerSpec, int]]:
+    """(number, sampler, batch size) of every set of images that a job draws."""
+    match job:
+        case TrialSpec():
+            scored = [job.evaluation]
+        case TransferSpec():
+            scored = [job.evaluation, job.base.evaluation]  # on the target, and on the source for forgetting
+        case BankSpec():
+            return [(job.num_images, job.sampler, job.batch_size)]
+        case CurveSpec():
+            scored = [job.transfer.evaluation] * len(job.shares)
+        case _:
+            return []
+    return [(spec.num_samples, spec.sampler, spec.batch_size) for spec in scored]
+
+
+def total_macs(job: JobSpec) -> float:
+    """Multiply-accumulates of a job: three passes per training image, and the sampler's passes per image drawn."""
     if isinstance(job, ExtractorSpec):
         return 0.0
-    macs = 3.0 * count_macs(job.model) * job.training.batch_size * job.training.steps
-    if isinstance(job, TrialSpec):
-        macs += float(count_macs(job.model)) * job.evaluation.num_samples * job.evaluation.sampler.passes_per_sample
-    return macs
+    images = sum(number * sampler.passes_per_sample for number, sampler, _ in _sampled_images(job))
+    if isinstance(job, LearngeneSpec | TrialSpec | TransferSpec):
+        images += 3 * job.training.batch_size * job.training.steps
+    return float(count_macs(job.model)) * images
 
 
 def estimated_core_s(job: JobSpec) -> float:
     """Seconds on one CPU core like the one the constants were measured on; start-up not included."""
     if isinstance(job, ExtractorSpec):
         return EXTRACTOR_S
-    passes = 3 * job.training.steps
-    if isinstance(job, TrialSpec):
-        batches = -(-job.evaluation.num_samples // job.evaluation.batch_size)
-        passes += batches * job.evaluation.sampler.passes_per_sample
+    passes = sum(-(-number // batch) * sampler.passes_per_sample for number, sampler, batch in _sampled_images(job))
+    if isinstance(job, LearngeneSpec | TrialSpec | TransferSpec):
+        passes += 3 * job.training.steps
     per_pass = PASS_OVERHEAD_S + job.model.size.depth * BLOCK_OVERHEAD_S
-    return training_macs(job) / CORE_MACS_PER_S + passes * per_pass
+    return total_macs(job) / CORE_MACS_PER_S + passes * per_pass

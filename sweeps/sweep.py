@@ -13,20 +13,23 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from mlflow_setup.curves import draw_curves, draw_schedules
 from mlflow_setup.report import draw_front, interactive_front, write_csv
 from mlflow_setup.runs import SweepRuns
 from mlflow_setup.tracking import Tracking
 from mlflow_setup.view import save_chart_view
+from sweeps.curves import curve_rows, used_schedules
 from sweeps.ledger import ledger_rows, ledger_totals
-from sweeps.monitor import ProgressView, duration, show_front, show_ledger
-from sweeps.pareto import by_protocol, points_from, report_rows
+from sweeps.monitor import ProgressView, duration, show_curves, show_front, show_ledger
+from sweeps.pareto import Point, Results, by_protocol, points_from, report_rows
 from sweeps.planning import Plan
 from sweeps.running import RunnerSpec, cluster_slots, connect_cluster, run_stage
-from trainables.jobs import SAMPLES_FILE
-from trainables.spec import JobSpec, TrialSpec
+from trainables.files import SAMPLES_FILE
+from trainables.spec import JobSpec, TransferSpec, TrialSpec
 from trainables.store import Store
 
 MLFLOW_PORT = 5000
+SCORED = TrialSpec | TransferSpec  # the jobs that are points, each with a run of its own
 
 
 class Sweep:
@@ -112,33 +115,38 @@ class Sweep:
         if not records:
             return
         line = f"stage {stage}: {duration(self.timings[stage])}"
-        if stage != "source":
+        if stage in ("base", "transfer"):
             slots = min(max(1, cluster_slots(self.runner) // self.runner.workers_per_trial), len(jobs))
             slots = min(slots, self.runner.max_concurrent or slots)
             work_s = sum(r["metrics"]["train_s"] + r["metrics"]["eval_s"] for r in records)
+            work_s += sum(r["metrics"].get("forgetting/eval_s", 0.0) for r in records)
             outside_s = (self.timings[stage] * slots - work_s) / len(jobs)
             line += f"; {outside_s:.1f} s per trial outside training and evaluation, on {slots} slots"
-            self.timings["outside_per_trial"] = outside_s
+            self.timings[f"{stage}_outside_per_trial"] = outside_s
         self.console.print(line, highlight=False)
 
     # The listener's side: called in this process, by the stage's Tune callbacks.
 
     def started(self, job: JobSpec) -> None:
         self.view.started(job)
-        if isinstance(job, TrialSpec):
+        if isinstance(job, SCORED):
             self._start_child(job)
 
-    def _start_child(self, job: TrialSpec) -> None:
-        method, size = job.initialization.name, job.size
-        tags = {"method": method, "initialization": method, "transfer": "none", "dataset": job.dataset}
+    def _start_child(self, job: SCORED) -> None:
+        size, transfer = job.size, job.method if isinstance(job, TransferSpec) else "none"
+        method = job.method_label if isinstance(job, TransferSpec) else job.initialization.name
+        tags = {"method": method, "initialization": job.initialization.name, "transfer": transfer, "dataset": job.dataset}
         tags |= {"depth": str(size.depth), "width": str(size.width), "pareto": "unknown"}
         params = {"method": method, "depth": size.depth, "width": size.width, "num_heads": size.num_heads}
         params |= {"seed": job.seed, "steps": job.training.steps, "batch_size": job.training.batch_size, "lr": job.training.lr}
+        if isinstance(job, TransferSpec):
+            params |= {"base_trial_id": job.base.id, "gamma_span": job.gamma_span}
+            params |= {} if job.rehearsal is None else vars(job.rehearsal)
         self.runs.start_child(job.id, job.label, tags, params)
 
     def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None:
         self.view.reported(job, metrics)
-        if isinstance(job, TrialSpec):
+        if isinstance(job, SCORED):
             self.runs.log_history(job.id, metrics["history"])
 
     def finished(self, job: JobSpec) -> None:
@@ -147,10 +155,10 @@ class Sweep:
             self.failed(job, "ended without a result")
             return
         self.view.finished(job, record)
-        if isinstance(job, TrialSpec):
+        if isinstance(job, SCORED):
             self._finish_child(job, record)
 
-    def _finish_child(self, job: TrialSpec, record: dict[str, Any]) -> None:
+    def _finish_child(self, job: SCORED, record: dict[str, Any]) -> None:
         self.runs.tag_child(job.id, "protocol", record["protocol"])
         samples = [self.store.fetch(job, SAMPLES_FILE)]
         self.runs.finish_child(job.id, record["metrics"], record["history"], samples)
@@ -158,11 +166,11 @@ class Sweep:
     def failed(self, job: JobSpec, reason: str) -> None:
         self.reasons[job.id] = reason
         self.view.failed(job, reason)
-        if isinstance(job, TrialSpec):
+        if isinstance(job, SCORED):
             self.runs.fail_child(job.id, reason)
 
-    def _results(self) -> list[tuple[TrialSpec, dict[str, Any]]]:
-        return [(trial, record) for trial in self.plan.base if (record := self.store.read_record(trial))]
+    def _results(self) -> Results:
+        return [(point, record) for point in self.plan.points if (record := self.store.read_record(point))]
 
     def _record_finished(self) -> None:
         """Give every finished point its finished child run: also those of earlier sweeps, or computed while MLflow was away."""
@@ -179,28 +187,33 @@ class Sweep:
         for job in failures:
             reason = self.reasons.get(job.id, "not computed")
             self.console.print(f"failed: {job.label}: {reason}", style="red", markup=False, highlight=False)
-        summary = {"points_done": len(results), "points_failed": len(self.plan.base) - len(results)}
+        summary = {"points_done": len(results), "points_failed": len(self.plan.points) - len(results)}
         summary |= {f"timing/{name}_s": value for name, value in self.timings.items()}
         self.runs.close("FAILED" if failures else "FINISHED", summary)
         if failures:
             self.console.print("Run the same command again to retry what failed.")
         return 1 if failures else 0
 
-    def _write_report(self, results: list[tuple[TrialSpec, dict[str, Any]]]) -> None:
+    def _write_report(self, results: Results) -> None:
         self.report_folder.mkdir(parents=True, exist_ok=True)
         groups = by_protocol(points_from(results))
         files: list[Path] = []
-        for number, points in enumerate(groups.values()):
+        for points, suffix in zip(groups.values(), self._suffixes(list(groups.values())), strict=True):
             # Scores of different protocols never share a table or a plot.
-            suffix = f"-{number + 1}" if len(groups) > 1 else ""
             rows = report_rows(points)
-            title = f"Size against FID on {results[0][0].dataset}"
+            title = f"Size against FID on {points[0].dataset}"
             files.append(write_csv(rows, self.report_folder / f"pareto{suffix}.csv"))
             files.append(draw_front(rows, self.report_folder / f"pareto{suffix}.png", title=title))
             files.append(interactive_front(rows, self.report_folder / f"pareto{suffix}.html", title=title))
-            self._tag_front(results, rows)
+            self._tag_front(rows)
             show_front(self.console, rows)
             self.console.print(f"protocol: {rows[0]['protocol']}", highlight=False)
+        if schedules := used_schedules(self.plan.transfer):
+            files.append(draw_schedules(schedules, self.report_folder / "schedules.png"))
+        if curves := curve_rows([(job, record) for job in self.plan.curve if (record := self.store.read_record(job))]):
+            show_curves(self.console, curves)
+            files.append(write_csv(curves, self.report_folder / "forgetting.csv"))
+            files.append(draw_curves(curves, self.report_folder / "forgetting.png"))
         ledger = ledger_rows(results, self.store)
         files.append(write_csv(ledger, self.report_folder / "ledger.csv"))
         show_ledger(self.console, ledger_totals(ledger))
@@ -208,19 +221,28 @@ class Sweep:
         self.runs.log_files(self._copy_samples(results), "samples")
         self._show_where(files)
 
-    def _copy_samples(self, results: list[tuple[TrialSpec, dict[str, Any]]]) -> list[Path]:
+    def _suffixes(self, groups: list[list[Point]]) -> list[str]:
+        """What tells the files of several protocols apart: the target's name, and a number where that is not enough."""
+        suffixes: list[str] = []
+        for points in groups:
+            base = any(point.transfer == "none" for point in points)
+            wanted = suffix = "" if base else f"-{points[0].dataset}"
+            while suffix in suffixes:
+                suffix = f"{wanted}-{suffixes.count(suffix) + len(suffixes)}"
+            suffixes.append(suffix)
+        return suffixes
+
+    def _copy_samples(self, results: Results) -> list[Path]:
         """The points' pictures side by side, under readable names."""
         folder = self.report_folder / "samples"
         folder.mkdir(exist_ok=True)
-        named = {trial.label.replace(" ", "-"): self.store.fetch(trial, SAMPLES_FILE) for trial, _ in results}
+        named = {trial.label.replace(" ", "-").replace(":", ""): self.store.fetch(trial, SAMPLES_FILE) for trial, _ in results}
         return [Path(shutil.copyfile(path, folder / f"{name}.png")) for name, path in named.items()]
 
-    def _tag_front(self, results: list[tuple[TrialSpec, dict[str, Any]]], rows: list[dict[str, Any]]) -> None:
-        on_front = {(r["method"], r["depth"], r["width"], r["protocol"]) for r in rows if r["front_params_total"]}
-        for trial, record in results:
-            if record["protocol"] == rows[0]["protocol"]:
-                key = (trial.initialization.name, trial.size.depth, trial.size.width, record["protocol"])
-                self.runs.tag_child(trial.id, "pareto", str(key in on_front).lower())
+    def _tag_front(self, rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            for trial_id in row["trial_ids"].split():
+                self.runs.tag_child(trial_id, "pareto", str(row["front_params_total"]).lower())
 
     def _show_where(self, files: list[Path]) -> None:
         view = self.runs.attempt(lambda: save_chart_view(self.tracking, self.plan.sweep_id, self.runs.parent_id))

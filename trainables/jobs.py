@@ -8,30 +8,28 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torchvision.utils import make_grid
+from safetensors.torch import save_file
+from torch import nn
 
 from fine_core.checkpoints import save_model
-from fine_core.data import dataset_info, labels_to_sample, load_dataset
-from fine_core.dit import DiT, count_macs, count_parameters
-from fine_core.evaluation import EvaluationSpec, fid_from_features, kid_from_features
-from fine_core.extractor import extract_features, load_extractor, save_extractor, train_extractor
+from fine_core.data import dataset_info, load_dataset
+from fine_core.dit import count_macs, count_parameters
+from fine_core.extractor import extract_features, save_extractor, train_extractor
 from fine_core.learngene import Learngene
-from fine_core.sampling import sample_batches, to_uint8
+from fine_core.sampling import to_uint8
+from trainables.bank import run_bank
+from trainables.batches import DenoisingBatches
 from trainables.context import RunContext
+from trainables.curve import run_curve
+from trainables.files import EXTRACTOR_FILE, FEATURES_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
 from trainables.initializations import recipe_for
 from trainables.initializations.fine import LearngeneRecipe
 from trainables.loop import Progress, Recipe, train
 from trainables.provenance import PeakMemory, provenance
-from trainables.spec import ExtractorSpec, FineSpec, JobSpec, LearngeneSpec, TrialSpec
+from trainables.scoring import save_grid, score_model
+from trainables.spec import BankSpec, CurveSpec, ExtractorSpec, FineSpec, JobSpec, LearngeneSpec, TransferSpec, TrialSpec
 from trainables.store import Store
-
-MODEL_FILE, LEARNGENE_FILE, SAMPLES_FILE = "model.safetensors", "learngene.safetensors", "samples.png"
-EXTRACTOR_FILE, FEATURES_FILE = "extractor.safetensors", "features.safetensors"
-NUM_SHOWN_SAMPLES = 40
+from trainables.transfer import run_transfer
 
 
 def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_every_steps: int) -> None:
@@ -49,6 +47,12 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
                 record = _run_learngene(job, Path(folder), run, checkpoint_every_steps)
             case TrialSpec():
                 record = _run_trial(job, Path(folder), store, run, checkpoint_every_steps)
+            case BankSpec():
+                record = run_bank(job, Path(folder), store, run)
+            case TransferSpec():
+                record = run_transfer(job, Path(folder), store, run, checkpoint_every_steps)
+            case CurveSpec():
+                record = run_curve(job, store, run)
         if run.rank == 0:
             record["metrics"] |= {"peak_memory_bytes": memory.bytes(), "job_s": time.perf_counter() - started}
             common = {
@@ -64,9 +68,9 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
 
 def _run_extractor(job: ExtractorSpec, folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
-    extractor, accuracy = train_extractor(job.dataset, seed=job.seed)
+    extractor, accuracy = train_extractor(dataset_info(job.dataset).features_of or job.dataset, seed=job.seed)
     save_extractor(extractor, folder / EXTRACTOR_FILE)
-    splits = {split: load_dataset(job.dataset, split) for split in ("train", "held_out")}
+    splits = {split: load_dataset(job.dataset, split) for split in ("pool", "held_out")}
     features = {split: extract_features(extractor, to_uint8(data.images)) for split, data in splits.items()}
     save_file(features, folder / FEATURES_FILE)
     metrics = {"held_out_accuracy": accuracy, "train_s": time.perf_counter() - started}
@@ -74,15 +78,14 @@ def _run_extractor(job: ExtractorSpec, folder: Path) -> dict[str, Any]:
 
 
 def _train(recipe: Recipe, job: LearngeneSpec | TrialSpec, run: RunContext, every: int) -> tuple[nn.Module, Progress]:
-    return train(
-        recipe,
-        data=load_dataset(job.dataset, "train"),
-        num_classes=dataset_info(job.dataset).num_classes,
-        training=job.training,
+    batches = DenoisingBatches(
+        load_dataset(job.dataset, "train"),
+        job.training,
+        null_label=job.model.num_classes,
         seed=job.seed,
-        run=run,
-        checkpoint_every_steps=every,
+        device=run.device,
     )
+    return train(recipe, batches=batches, training=job.training, run=run, checkpoint_every_steps=every)
 
 
 def _run_learngene(job: LearngeneSpec, folder: Path, run: RunContext, every: int) -> dict[str, Any]:
@@ -100,28 +103,24 @@ def _run_learngene(job: LearngeneSpec, folder: Path, run: RunContext, every: int
 def _run_trial(job: TrialSpec, folder: Path, store: Store, run: RunContext, every: int) -> dict[str, Any]:
     recipe = recipe_for(job, lambda spec: Learngene.load(store.fetch(spec, LEARNGENE_FILE)))
     model, progress = _train(recipe, job, run, every)
-    started = time.perf_counter()
-    extractor = load_extractor(store.fetch(job.extractor, EXTRACTOR_FILE)).to(run.device)
-    reference = load_file(store.fetch(job.extractor, FEATURES_FILE))[job.evaluation.reference_split]
-    features, shown = sample_features(model, extractor, job.evaluation, dataset=job.dataset, seed=job.seed, run=run)
+    scores = score_model(model, job.evaluation, job.extractor, store=store, seed=job.seed, run=run)
     if run.rank != 0:
         return {"metrics": {}}
+    save_model(model, folder / MODEL_FILE)
+    save_grid(scores.shown, folder / SAMPLES_FILE)
     metrics = {
-        "fid": fid_from_features(reference, features),
-        "kid": kid_from_features(reference, features, seed=job.seed),
-        "eval_s": time.perf_counter() - started,
+        "fid": scores.fid,
+        "kid": scores.kid,
+        "eval_s": scores.eval_s,
         "train_s": progress.train_s,
         "train_steps": progress.step,
         "params_total": count_parameters(job.model),
         "params_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "macs": count_macs(job.model),
+        "serve_bytes": (folder / MODEL_FILE).stat().st_size,
         "initialize_bytes": _initialize_bytes(job, store),
     }
-    save_model(model, folder / MODEL_FILE)
-    metrics["serve_bytes"] = (folder / MODEL_FILE).stat().st_size
-    save_grid(shown, folder / SAMPLES_FILE)
-    protocol = job.evaluation.protocol(job.dataset, extractor.name)
-    return {"metrics": metrics, "protocol": protocol, "history": progress.history}
+    return {"metrics": metrics, "protocol": scores.protocol, "history": progress.history}
 
 
 def _initialize_bytes(job: TrialSpec, store: Store) -> int:
@@ -129,27 +128,3 @@ def _initialize_bytes(job: TrialSpec, store: Store) -> int:
     if not isinstance(job.initialization, FineSpec):
         return 0
     return store.read_record(job.initialization.learngene)["files"][LEARNGENE_FILE]["bytes"]
-
-
-def sample_features(
-    model: DiT, extractor: nn.Module, spec: EvaluationSpec, *, dataset: str, seed: int, run: RunContext
-) -> tuple[Tensor, Tensor]:
-    """Features (num_samples, F) of generated images, drawn by all workers together, and the first images to look at."""
-    model.eval()
-    reference = load_dataset(dataset, spec.reference_split)
-    labels = labels_to_sample(reference, spec.num_samples).to(run.device)
-    batches = sample_batches(
-        model, labels, spec.sampler, seed=seed, batch_size=spec.batch_size, worker=run.rank, num_workers=run.num_workers
-    )
-    mine = {i: (extract_features(extractor, images), images[:NUM_SHOWN_SAMPLES].cpu()) for i, images in batches}
-    by_index = {index: pair for part in run.gather(mine) for index, pair in part.items()}
-    ordered = [by_index[index] for index in sorted(by_index)]
-    return torch.cat([features for features, _ in ordered]), ordered[0][1]
-
-
-def save_grid(images: Tensor, path: Path) -> None:
-    """Write uint8 images (N, C, H, H) as one picture, enlarged to be seen."""
-    grid = make_grid(images, nrow=10, padding=1, pad_value=128)  # (3, height, width)
-    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
-    enlarged = max(1, 64 // images.shape[-1])
-    picture.resize((picture.width * enlarged, picture.height * enlarged), Image.Resampling.NEAREST).save(path)

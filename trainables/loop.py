@@ -1,18 +1,13 @@
 """The one training loop: phases of steps over a recipe's models, the same in every runner and after every resume.
 
-Step s of a run draws its batch, timesteps, noise and label drops for the *global* batch from the stream (seed, "train", s),
-and each worker takes its share: a resumed run, or one with another number of workers, sees the same data.
+A step's batch depends on its number alone (see batches.py), and each worker takes its share of it.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 import time
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -20,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fine_core.data import ImageSet
-from fine_core.diffusion import NUM_TIMESTEPS, Diffusion
-from fine_core.randomness import stream_generator
+from fine_core.diffusion import Diffusion
+from trainables.batches import BatchSource
+from trainables.checkpoint import report_checkpoint, restore_checkpoint
 from trainables.context import RunContext
 from trainables.spec import TrainingSpec
-from trainables.store import PROGRESS_FILE, STATE_FILE
 
 LOG_EVERY_STEPS = 10
 
@@ -64,26 +58,6 @@ class Progress:
     phase: int = 0
     train_s: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
-
-
-class BatchOrder:
-    """Rows of each global batch: epochs in orders drawn from the seed, every row once per epoch."""
-
-    def __init__(self, num_rows: int, batch_size: int, seed: int, device: torch.device | str = "cpu") -> None:
-        self.num_rows, self.batch_size, self.seed, self.device = num_rows, batch_size, seed, device
-        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
-
-    def _draw_epoch(self, epoch: int) -> Tensor:
-        order = torch.randperm(self.num_rows, generator=stream_generator(self.seed, "epoch", epoch))
-        return order.to(self.device)  # once per epoch: a copy in every step would make the device wait
-
-    def rows(self, step: int) -> Tensor:
-        first = step * self.batch_size
-        last = first + self.batch_size - 1
-        epochs = range(first // self.num_rows, last // self.num_rows + 1)
-        orders = torch.cat([self._epoch(epoch) for epoch in epochs])
-        start = first - epochs[0] * self.num_rows
-        return orders[start : start + self.batch_size]
 
 
 class PhaseTrainer:
@@ -139,10 +113,8 @@ class PhaseTrainer:
 def train(
     recipe: Recipe,
     *,
-    data: ImageSet,
-    num_classes: int,
+    batches: BatchSource,
     training: TrainingSpec,
-    seed: int,
     run: RunContext,
     checkpoint_every_steps: int,
 ) -> tuple[nn.Module, Progress]:
@@ -152,30 +124,24 @@ def train(
     """
     if training.batch_size % run.num_workers:
         raise ValueError(f"batch_size {training.batch_size} does not divide among {run.num_workers} workers")
-    share = slice(run.rank * training.batch_size // run.num_workers, (run.rank + 1) * training.batch_size // run.num_workers)
-    data = data.to(run.device)
     diffusion = Diffusion().to(run.device)
-    order = BatchOrder(len(data), training.batch_size, seed, run.device)
-    progress, state = _restore(run)
+    state = restore_checkpoint(run)
+    progress = Progress() if state is None else Progress(**state.pop("progress"))
     total_steps = sum(phase.steps for phase in recipe.phases)
 
     def batch_loss(forward: nn.Module, step: int) -> Tensor:
-        rows = order.rows(step)
-        generator = stream_generator(seed, "train", step, device=run.device)
-        size = training.batch_size
-        t = torch.randint(NUM_TIMESTEPS, (size,), generator=generator, device=run.device)
-        dropped = torch.rand(size, generator=generator, device=run.device) < training.label_dropout
-        noise = torch.randn((size, *data.images.shape[1:]), generator=generator, device=run.device)
-        labels = data.labels[rows].masked_fill(dropped, num_classes)
+        batch = batches.batch(step).share(run.rank, run.num_workers)
         options = recipe.forward_options(step)
         losses = diffusion.losses(
             lambda x, time, y: forward(x, time, y, **options),
-            data.images[rows][share],
-            t[share],
-            labels[share],
-            noise[share],
+            batch.images,
+            batch.t,
+            batch.labels,
+            batch.noise,
+            teacher=batches.teacher,
+            taught=batch.taught,
         )
-        return losses.mean()
+        return (batch.weights * losses).sum()
 
     model: nn.Module | None = None
     first_step = 0
@@ -205,7 +171,8 @@ def train(
                 progress.train_s += elapsed_s
                 speed = (progress.step - reported_step) / elapsed_s
                 progress.history[-1]["train/steps_per_s"] = speed
-                _report(run, trainer, progress, total_steps, new_entries)
+                metrics = {"step": progress.step, "total_steps": total_steps, "phase": phase.name, "history": new_entries}
+                report_checkpoint(run, metrics, {"progress": vars(progress), **trainer.state()})
                 losses, reported_step, started = [], progress.step, time.perf_counter()
         model = trainer.finish()
         first_step = end
@@ -222,25 +189,3 @@ def _mean_losses(step: int, losses: list[float]) -> list[dict[str, float]]:
             raise TrainingDiverged(f"the loss is {mean} by step {chunk_end}; try a lower learning rate")
         entries.append({"step": chunk_end, "train/loss": mean})
     return entries
-
-
-def _report(
-    run: RunContext, trainer: PhaseTrainer, progress: Progress, total_steps: int, new_entries: list[dict[str, float]]
-) -> None:
-    metrics = {"step": progress.step, "total_steps": total_steps, "phase": trainer.phase.name, "history": new_entries}
-    if run.rank != 0:
-        run.report(metrics, None)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save({"progress": vars(progress), **trainer.state()}, Path(folder) / STATE_FILE)
-        state_bytes = (Path(folder) / STATE_FILE).stat().st_size
-        (Path(folder) / PROGRESS_FILE).write_text(json.dumps({"step": progress.step, "state_bytes": state_bytes}))
-        run.report(metrics, Path(folder))
-
-
-def _restore(run: RunContext) -> tuple[Progress, dict[str, Any] | None]:
-    with run.restore() as folder:
-        if folder is None:
-            return Progress(), None
-        state = torch.load(folder / STATE_FILE, map_location=run.device, weights_only=True)
-    return Progress(**state.pop("progress")), state

@@ -10,8 +10,10 @@ from typing import ClassVar
 from fine_core.data import dataset_info
 from fine_core.dit import DiTConfig, ModelSize
 from fine_core.evaluation import EvaluationSpec
+from fine_core.retention import RetentionSchedule
+from fine_core.sampling import SamplerSpec
 
-SPEC_VERSION = 1  # raised when the same spec would give other numbers than before
+SPEC_VERSION = 2  # raised when the same spec would give other numbers than before
 
 
 def check(condition: bool, message: str) -> None:
@@ -63,13 +65,16 @@ class JobSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorSpec(JobSpec):
-    """The feature extractor of an embedded dataset, and the reference features of its `train` split."""
+    """The feature extractor of an embedded dataset, and the reference features of its `pool` and `held_out` splits."""
 
     kind: ClassVar[str] = "extractor"
-    label: ClassVar[str] = "feature extractor"
     total_steps: ClassVar[int] = 0
     dataset: str
     seed: int = 0
+
+    @property
+    def label(self) -> str:
+        return f"feature extractor of {self.dataset}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +153,154 @@ class TrialSpec(JobSpec):
         if isinstance(self.initialization, FineSpec):
             return (self.extractor, self.initialization.learngene)
         return (self.extractor,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BankSpec(JobSpec):
+    """The knowledge bank of a base model: `num_images` drawn once with uniform labels, shared by all transfers of it."""
+
+    kind: ClassVar[str] = "bank"
+    base: TrialSpec
+    num_images: int
+    sampler: SamplerSpec
+    batch_size: int = 250
+
+    def __post_init__(self) -> None:
+        check(self.num_images >= 1, f"bank_images is {self.num_images}; it must be at least 1")
+
+    @property
+    def model(self) -> DiTConfig:
+        return self.base.model
+
+    @property
+    def seed(self) -> int:
+        return self.base.seed
+
+    @property
+    def total_steps(self) -> int:
+        return self.num_images
+
+    @property
+    def label(self) -> str:
+        return f"bank of {self.base.label}"
+
+    @property
+    def needs(self) -> tuple[JobSpec, ...]:
+        return (self.base,)
+
+
+WEIGHTINGS = ("sampling", "loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RehearsalSpec:
+    """How Diff-Tuning spreads adaptation and retention over the timesteps.
+
+    `weighting`: the schedule as probabilities of timesteps (the released code), or as loss weights (the paper's formula).
+    `source_ratio` of a batch is rehearsed, at `retention_weight` times the target's mean loss.
+    """
+
+    schedule: RetentionSchedule
+    weighting: str
+    retention_weight: float
+    source_ratio: float
+
+    def __post_init__(self) -> None:
+        check(self.weighting in WEIGHTINGS, f"unknown weighting {self.weighting!r}; choose one of {', '.join(WEIGHTINGS)}")
+        check(self.retention_weight >= 0, f"retention_weight is {self.retention_weight}; it must be 0 or more")
+        check(0 < self.source_ratio < 1, f"source_ratio is {self.source_ratio}; it must be between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferSpec(JobSpec):
+    """A base model taken to a target domain by one method, scored there and, for forgetting, on its source domain.
+
+    What a method does not use is None, so that options of others do not change its id.
+    """
+
+    kind: ClassVar[str] = "transfer"
+    base: TrialSpec
+    method: str
+    rehearsal: RehearsalSpec | None
+    bank: BankSpec | None
+    gamma_span: float | None
+    dataset: str
+    training: TrainingSpec
+    evaluation: EvaluationSpec
+    extractor: ExtractorSpec
+    seed: int
+
+    @property
+    def model(self) -> DiTConfig:
+        """The base's model, at the target's resolution. Raises ValueError if the target does not fit."""
+        info, base = dataset_info(self.dataset), self.base.model
+        check(
+            info.channels == base.in_channels,
+            f"target {self.dataset!r} has {info.channels} channels, the base model {base.in_channels}",
+        )
+        check(
+            info.num_classes <= base.num_classes,
+            f"target {self.dataset!r} has {info.num_classes} classes, the base model's label table {base.num_classes}",
+        )
+        return base.at_resolution(info.image_size)
+
+    @property
+    def size(self) -> ModelSize:
+        return self.base.size
+
+    @property
+    def initialization(self) -> ScratchSpec | FineSpec:
+        return self.base.initialization
+
+    @property
+    def total_steps(self) -> int:
+        return self.training.steps
+
+    @property
+    def method_label(self) -> str:
+        """The method with its schedule."""
+        return self.method if self.rehearsal is None else f"{self.method} {self.rehearsal.schedule}"
+
+    @property
+    def label(self) -> str:
+        return f"{self.method_label} {self.size.name} from {self.initialization.name} seed {self.seed}"
+
+    @property
+    def needs(self) -> tuple[JobSpec, ...]:
+        return (self.extractor, self.base) if self.bank is None else (self.extractor, self.base, self.bank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurveSpec(JobSpec):
+    """The chain-of-forgetting curve of one transfer: its score for each share of steps given back to the base model."""
+
+    kind: ClassVar[str] = "curve"
+    transfer: TransferSpec
+    shares: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check(len(self.shares) > 0, "shares is empty; name at least one")
+        check(all(0 <= share <= 1 for share in self.shares), f"shares are {self.shares}; each must be between 0 and 1")
+
+    @property
+    def model(self) -> DiTConfig:
+        return self.transfer.model
+
+    @property
+    def seed(self) -> int:
+        return self.transfer.seed
+
+    @property
+    def total_steps(self) -> int:
+        return len(self.shares)
+
+    @property
+    def label(self) -> str:
+        return f"curve of {self.transfer.label}"
+
+    @property
+    def needs(self) -> tuple[JobSpec, ...]:
+        return (self.transfer,)
 
 
 def model_config(dataset: str, size: ModelSize, *, patch_size: int) -> DiTConfig:

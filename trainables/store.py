@@ -16,11 +16,10 @@ from typing import Any
 from pyarrow import fs
 
 from fine_core.ledger import file_bytes, sha256_of
+from trainables.files import PROGRESS_FILE, RECORD_FILE, STATE_FILE
 from trainables.spec import JobSpec
 
-RECORD_FILE = "record.json"
 CHECKPOINT_FOLDER = "tune"  # Ray Tune's: <attempt>/<job id>/checkpoint_*
-STATE_FILE, PROGRESS_FILE = "state.pt", "progress.json"  # of a checkpoint
 
 
 class StoreError(ValueError):

@@ -1,0 +1,48 @@
+"""Figures of curves, from plain data: retention schedules over timesteps, FID over the share of replaced steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlflow_setup.report import COLORS, MARKERS, Rows, by_method, pyplot
+
+
+def draw_schedules(schedules: dict[str, dict[str, list[float]]], path: Path) -> Path:
+    """PNG of psi(t) and xi(t) of every schedule, one panel each; t = 0 is the data side."""
+    plt = pyplot()
+    names = list(schedules)
+    figure, axes = plt.subplots(1, len(names), figsize=(max(4.5, 3.6 * len(names)), 3.2), squeeze=False, layout="constrained")
+    for ax, name in zip(axes[0], names, strict=True):
+        ax.plot(schedules[name]["psi"], color=COLORS[0], lw=2, label="ψ: adapt to the target")
+        ax.plot(schedules[name]["xi"], color=COLORS[1], lw=2, ls="--", label="ξ: retain the source")
+        ax.set_title(name)
+        ax.set_xlabel("timestep (0: data, right: noise)")
+        ax.set_ylim(-0.05, 1.05)
+        ax.grid(alpha=0.3)
+    axes[0][0].set_ylabel("weight")
+    axes[0][0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def draw_curves(rows: Rows, path: Path) -> Path:
+    """PNG of FID against the share of denoising steps that the base model takes back, one line per method."""
+    plt = pyplot()
+    figure, ax = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    for i, (method, points) in enumerate(by_method(rows).items()):
+        points = sorted(points, key=lambda r: r["share"])
+        errors = [r["fid_stderr"] or 0.0 for r in points]
+        style = {"marker": MARKERS[i % len(MARKERS)], "color": COLORS[i % len(COLORS)], "capsize": 3}
+        ax.errorbar([r["share"] for r in points], [r["fid"] for r in points], yerr=errors, label=method, **style)
+    ax.set_xlabel("share of steps, from the data end, taken by the base model")
+    ax.set_ylabel("FID (lower is better)")
+    ax.set_ylim(bottom=0)
+    ax.grid(alpha=0.3)
+    ax.legend()
+    seeds = max(row["num_seeds"] for row in rows)
+    note = f"{seeds} seeds, bars: standard error" if seeds > 1 else "1 seed"
+    figure.suptitle(f"Chain of forgetting, {rows[0]['size']}\n{rows[0]['protocol']} | {note}", fontsize=9)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path

@@ -1,0 +1,37 @@
+"""Rows of what is drawn as a curve: retention schedules over the timesteps, FID over the share of replaced steps."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trainables.spec import CurveSpec, TransferSpec
+
+
+def used_schedules(transfers: Sequence[TransferSpec]) -> dict[str, dict[str, list[float]]]:
+    """psi and xi over all timesteps of every schedule that a plan uses."""
+    schedules = {str(job.rehearsal.schedule): job.rehearsal.schedule for job in transfers if job.rehearsal is not None}
+    return {name: {"psi": s.psi().tolist(), "xi": s.xi().tolist()} for name, s in schedules.items()}
+
+
+def curve_rows(results: Sequence[tuple[CurveSpec, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row per transfer method and share, averaged over the seeds."""
+    fids: dict[tuple[str, str, str, float], list[float]] = defaultdict(list)
+    for job, record in results:
+        for share, fid in zip(record["shares"], record["fids"], strict=True):
+            fids[(job.transfer.method_label, job.transfer.size.name, record["protocol"], share)].append(fid)
+    return [
+        {
+            "method": method,
+            "size": size,
+            "share": share,
+            "fid": float(np.mean(values)),
+            "fid_stderr": float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None,
+            "num_seeds": len(values),
+            "protocol": protocol,
+        }
+        for (method, size, protocol, share), values in sorted(fids.items())
+    ]

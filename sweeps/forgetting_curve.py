@@ -1,0 +1,61 @@
+"""Chain-of-forgetting curve: how much of the sampling, from the data end, the base model can take back from a tuned one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from sweeps.options import OneLineErrors, Request, grid_from, grid_options, run_sweep, runner_from
+from sweeps.planning import GridSpec, plan_jobs
+from trainables.spec import CurveSpec
+
+DEFAULT_SHARES = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.8,1"
+
+
+def _shares(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
+    try:
+        return tuple(sorted({float(part) for part in value.split(",")}))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of shares such as 0,0.1,0.5") from None
+
+
+@click.command(cls=OneLineErrors, epilog="Example: python sweeps/forgetting_curve.py --transfer full,difffit --seeds 0,1,2")
+@click.option("--size", help="The one size of the grid to look at, such as L4-D64.  [default: the largest]")
+@click.option("--shares", callback=_shares, default=DEFAULT_SHARES, show_default=True, help="Shares of steps to replace.")
+@grid_options
+def main(**options) -> None:
+    """Replace the tuned denoiser by its base model (null label) for a growing share of steps from the data end, and plot
+    FID against the share (Diff-Tuning, arXiv 2406.00773, section 2).
+
+    Takes the options of size_grid.py, computes what is missing of that grid at one size, and reuses what is there.
+    """
+    run_sweep("forgetting-curve", options, _request)
+
+
+def _request(options: dict[str, Any]) -> Request:
+    grid = grid_from(options)
+    if grid.transfer is None:
+        raise ValueError("there is no curve without a transfer; name at least one with --transfer")
+    depth, width = _chosen_size(grid, options["size"])
+    bases = [grid.trial(name, depth, width, seed) for name in grid.transfer.initializations for seed in grid.seeds]
+    transfers = [transfer for base in bases for transfer in grid.transfer.transfers(base)]
+    for transfer in transfers:
+        if transfer.model.input_size != transfer.base.model.input_size:
+            raise ValueError(f"the base model has never seen images as large as those of {transfer.dataset!r}")
+    curves = [CurveSpec(transfer=transfer, shares=options["shares"]) for transfer in transfers]
+    return Request(grid=grid, plan=plan_jobs(bases, transfers, curves), runner=runner_from(options, grid.batch_size))
+
+
+def _chosen_size(grid: GridSpec, name: str | None) -> tuple[int, int]:
+    """(depth, width) of the size called `name`. Raises ValueError if the grid has none."""
+    sizes = {grid.size(depth, width).name: (depth, width) for depth in grid.depths for width in grid.widths}
+    if name is None:
+        return max(grid.depths), max(grid.widths)
+    if name not in sizes:
+        raise ValueError(f"the grid has no size {name!r}; choose one of {', '.join(sizes)}")
+    return sizes[name]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The options that sweeps share, and what they describe: a grid, a runner, an open store and tracking."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from fine_core.data import DATASETS
+from fine_core.learngene import SIGMA_INITS, WIDTH_MODES
+from fine_core.sampling import SAMPLERS, SamplerSpec
+from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
+from sweeps.monitor import show_plan
+from sweeps.planning import GridSpec, Plan
+from sweeps.presets import PRESETS, Preset
+from sweeps.running import RUNNERS, RunnerSpec, num_cpus
+from sweeps.transfer_planning import TransferGridSpec
+from trainables.initializations import INITIALIZATIONS
+from trainables.methods import TRANSFER_METHODS
+from trainables.spec import WEIGHTINGS
+from trainables.store import Store
+
+LOG_WIDTH = 130
+DEFAULT_DATA_FOLDER = Path("~/fine-sweeps-data")
+NO_TRANSFER = "none"
+
+
+def integers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(dict.fromkeys(int(part) for part in value.split(",")))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list of whole numbers such as 2,4,6") from None
+
+
+def names(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    return None if value is None else tuple(dict.fromkeys(part.strip() for part in value.split(",")))
+
+
+def _preset_defaults(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    preset = PRESETS[value]
+    context.default_map = {field.name: getattr(preset, field.name) for field in fields(preset)}
+    return value
+
+
+class OneLineErrors(click.Command):
+    """A command whose usage errors are one line, like its other errors."""
+
+    def main(self, *args, **options):
+        try:
+            return super().main(*args, **{**options, "standalone_mode": False})
+        except click.UsageError as error:
+            click.echo(f"error: {error.format_message()}", err=True)
+            sys.exit(2)
+        except click.Abort:  # Ctrl-C before anything was started
+            sys.exit(130)
+
+
+_OPTIONS = [
+    click.option(
+        "--preset",
+        type=click.Choice(list(PRESETS)),
+        default="demo",
+        is_eager=True,
+        callback=_preset_defaults,
+        show_default=True,
+        help="Defaults of all options below.",
+    ),
+    click.option("--depths", callback=integers, help="Numbers of blocks, such as 2,4,6."),
+    click.option("--widths", callback=integers, help="Numbers of channels, multiples of --head-dim."),
+    click.option("--head-dim", type=int, help="Channels of one attention head, the same at all widths."),
+    click.option("--methods", callback=names, help=f"Initializations to compare: {', '.join(INITIALIZATIONS)}."),
+    click.option("--dataset", help=f"Images to learn: {', '.join(DATASETS)}."),
+    click.option("--seeds", callback=integers, help="Every point is repeated for each seed."),
+    click.option("--patch-size", type=int, help="Pixels of a patch's side."),
+    click.option("--steps", type=int, help="Training steps of every base model, sigma steps included."),
+    click.option("--batch-size", type=int, help="Images of a training step, over all workers."),
+    click.option("--lr", type=float, help="Learning rate of AdamW."),
+    click.option("--grad-clip", type=float, help="Largest norm of the gradient.  [default: no clipping]"),
+    click.option("--ema-decay", type=float, help="Decay of the averaged weights, which are scored and saved."),
+    click.option("--sigma-init", type=click.Choice(SIGMA_INITS), help="FINE: first values of sigma."),
+    click.option("--sigma-steps", type=int, help="FINE: steps that train sigma alone (0: none)."),
+    click.option("--sigma-lr", type=float, help="FINE: learning rate of the sigma steps."),
+    click.option(
+        "--width-mode", type=click.Choice(WIDTH_MODES), help="FINE: widths trained as prefixes, or sliced afterwards."
+    ),
+    click.option("--source-steps", type=int, help="FINE: steps that pre-train the learngene."),
+    click.option("--rank-ratio", type=float, help="FINE: rank of the factors over the learngene's width."),
+    click.option("--num-samples", type=int, help="Images drawn to score a point."),
+    click.option("--sampler", type=click.Choice(SAMPLERS), help="How they are drawn."),
+    click.option("--sampling-steps", type=int, help="Denoising steps of an image."),
+    click.option("--guidance-scale", type=float, help="Classifier-free guidance (1: none)."),
+    click.option("--transfer", callback=names, help=f"Transfer methods: {', '.join(TRANSFER_METHODS)}; or {NO_TRANSFER}."),
+    click.option("--target", help="Dataset to take the base models to."),
+    click.option("--transfer-from", callback=names, help="Whose base models.  [default: fine, or all --methods without it]"),
+    click.option("--transfer-steps", type=int, help="Training steps of a transfer."),
+    click.option(
+        "--transfer-lr", type=float, help="Learning rate of full fine-tuning; DiffFit, LoRA and others take ten times it."
+    ),
+    click.option("--schedules", callback=names, help="Diff-Tuning: linear, power:S, complement:S, cosine, constant, cutoff:T."),
+    click.option("--weighting", type=click.Choice(WEIGHTINGS), help="Diff-Tuning: schedules draw timesteps, or weigh losses."),
+    click.option("--retention-weight", type=float, help="Diff-Tuning: weight of the rehearsed images' loss."),
+    click.option("--source-ratio", type=float, help="Diff-Tuning: share of a batch that is rehearsed."),
+    click.option("--gamma-span", type=float, help="DiffFit: share of the blocks, from the first, that have scales."),
+    click.option("--bank-images", type=int, help="Images of a knowledge bank."),
+    click.option("--bank-sampling-steps", type=int, help="Denoising steps of an image of the bank."),
+    click.option("--bank-guidance-scale", type=float, help="Guidance of the bank's images."),
+    click.option("--storage-path", help=f"Folder or URI for results and checkpoints.  [default: {DEFAULT_DATA_FOLDER}]"),
+    click.option("--tracking-uri", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else SQLite in the storage path]"),
+    click.option(
+        "--runner",
+        type=click.Choice(RUNNERS),
+        default="auto",
+        show_default=True,
+        help="Ray Train worker groups, or one CPU worker inside the Tune trial.",
+    ),
+    click.option("--workers-per-trial", type=int, default=1, show_default=True, help="Data-parallel workers of a trial."),
+    click.option("--source-workers", type=int, help="Workers that pre-train the learngene.  [default: the whole cluster]"),
+    click.option("--gpus-per-worker", type=float, help="GPUs of a worker; may be a fraction."),
+    click.option("--max-concurrent", type=int, help="Trials at a time.  [default: as many as the cluster holds]"),
+    click.option("--checkpoint-every-steps", type=int, help="Steps that an interruption may cost."),
+    click.option("--dry-run", is_flag=True, help="Print every point with its cost; compute nothing."),
+]
+
+
+def grid_options(command: Callable) -> Callable:
+    """Give a command the options of a size grid."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def grid_from(options: dict[str, Any]) -> GridSpec:
+    """The grid that the options describe. Raises ValueError."""
+    sampler = SamplerSpec(
+        sampler=options["sampler"],
+        sampling_steps=options["sampling_steps"],
+        guidance_scale=options["guidance_scale"],
+    )
+    own = {field.name for field in fields(GridSpec)} - {"sampler", "transfer"}
+    return GridSpec(sampler=sampler, transfer=_transfer_from(options), **{name: options[name] for name in own})
+
+
+def _transfer_from(options: dict[str, Any]) -> TransferGridSpec | None:
+    if options["transfer"] == (NO_TRANSFER,):
+        return None
+    bank_sampler = SamplerSpec(
+        sampler=options["sampler"],
+        sampling_steps=options["bank_sampling_steps"],
+        guidance_scale=options["bank_guidance_scale"],
+    )
+    named = options["methods"]
+    chosen = options["transfer_from"] or tuple(name for name in named if name == "fine") or named
+    for name in chosen:
+        if name not in named:
+            raise ValueError(f"--transfer-from {name!r} is not among --methods {','.join(named)}")
+    return TransferGridSpec(
+        methods=options["transfer"],
+        initializations=chosen,
+        steps=options["transfer_steps"],
+        lr=options["transfer_lr"],
+        bank_sampler=bank_sampler,
+        **{name: options[name] for name in ("target", "schedules", "weighting", "retention_weight")},
+        **{name: options[name] for name in ("source_ratio", "gamma_span", "bank_images")},
+    )
+
+
+def runner_from(options: dict[str, Any], batch_size: int) -> RunnerSpec:
+    """Where the jobs run. Raises ValueError."""
+    runner = RunnerSpec(
+        runner=options["runner"],
+        workers_per_trial=options["workers_per_trial"],
+        gpus_per_worker=options["gpus_per_worker"],
+        max_concurrent=options["max_concurrent"],
+        source_workers=options["source_workers"],
+        checkpoint_every_steps=options["checkpoint_every_steps"],
+    )
+    workers = runner.workers_per_trial
+    if batch_size % workers:
+        raise ValueError(f"batch_size {batch_size} does not divide among {workers} workers; use a multiple of {workers}")
+    return runner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A planned sweep and where it runs."""
+
+    grid: GridSpec
+    plan: Plan
+    runner: RunnerSpec
+
+
+def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, Any]], Request]) -> None:
+    """Check everything, then show the plan (`--dry-run`) or carry it out; ends the process with the exit code."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=LOG_WIDTH)  # a job's log has no width of its own
+    try:
+        asked = request(options)
+        plan, runner = asked.plan, asked.runner
+        store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)
+        store.check_writable()
+        data_folder = Path(store.root) if store.is_local else DEFAULT_DATA_FOLDER.expanduser()
+        tracking_uri = resolve_tracking_uri(options["tracking_uri"], data_folder)
+        finished = {job.id for job in plan.jobs if store.read_record(job)}
+        slots = None if runner.gpus_per_worker else num_cpus()
+        if options["dry_run"]:
+            show_plan(console, plan, finished, slots=slots)
+            return
+        if not os.environ.get("RAY_ADDRESS"):
+            runner.check_this_machine()
+        tracking = open_tracking(tracking_uri, name, data_folder)
+    except ValueError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    show_plan(console, plan, finished, slots=slots)
+    from sweeps.sweep import Sweep  # imports Ray, which a dry run does not need
+
+    sweep = Sweep(
+        name,
+        plan,
+        _params(asked.grid),
+        store=store,
+        tracking=tracking,
+        runner=runner,
+        data_folder=data_folder,
+        console=console,
+    )
+    try:
+        sys.exit(sweep.run())
+    except KeyboardInterrupt:
+        console.print("\nStopped. Nothing finished is lost; run the same command again to go on:")
+        console.print(f"  {' '.join(['python', *sys.argv])}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(130)
+
+
+def _params(grid: GridSpec) -> dict[str, Any]:
+    """The grid's fields as they are recorded, those of the transfer stage with a prefix."""
+    own = {field.name: getattr(grid, field.name) for field in fields(grid) if field.name != "transfer"}
+    if grid.transfer is None:
+        return own
+    return own | {f"transfer_{field.name}": getattr(grid.transfer, field.name) for field in fields(grid.transfer)}
+
+
+def preset_grid(name: str) -> GridSpec:
+    """The grid of a preset, for benchmarks."""
+    preset = {field.name: getattr(PRESETS[name], field.name) for field in fields(Preset)}
+    for option in _LISTS:
+        preset[option] = tuple(preset[option].split(","))
+    for option in ("depths", "widths", "seeds"):
+        preset[option] = tuple(int(part) for part in preset[option])
+    return grid_from({**preset, "transfer_from": None})
+
+
+_LISTS = ("depths", "widths", "seeds", "methods", "transfer", "schedules")

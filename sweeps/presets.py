@@ -1,0 +1,89 @@
+"""Presets: the defaults of a sweep's options, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Defaults of the options of the same names."""
+
+    depths: str
+    widths: str
+    head_dim: int
+    methods: str = "fine,scratch"
+    dataset: str = "digits"
+    seeds: str = "0"
+    patch_size: int = 2
+    steps: int
+    batch_size: int
+    lr: float
+    ema_decay: float
+    grad_clip: float | None = None
+    sigma_init: str = "linear"
+    sigma_steps: int
+    sigma_lr: float = 1e-2
+    width_mode: str = "nested"
+    source_steps: int
+    rank_ratio: float = 1.0
+    num_samples: int
+    sampler: str = "dpm-solver++"
+    sampling_steps: int
+    guidance_scale: float = 1.0
+    target: str = "digits-rotated-few"
+    transfer: str = "full,difffit,fine-sigma,diff-tuning"
+    schedules: str = "linear,power:0.5"
+    weighting: str = "sampling"
+    retention_weight: float = 0.1
+    source_ratio: float = 0.2
+    gamma_span: float = 0.5
+    transfer_steps: int
+    transfer_lr: float
+    bank_images: int
+    bank_sampling_steps: int
+    bank_guidance_scale: float = 1.5
+    gpus_per_worker: float = 0.0
+    checkpoint_every_steps: int = 100
+
+
+# The demo takes minutes on a laptop. dit-b has the step counts of the FINE paper's DiT-B experiments and of the Diff-Tuning
+# paper's transfers, and widths besides.
+PRESETS = {
+    "demo": Preset(
+        depths="2,4,6",
+        widths="32,64",
+        head_dim=16,
+        steps=300,
+        batch_size=64,
+        lr=4e-3,
+        ema_decay=0.99,
+        sigma_steps=100,
+        source_steps=3000,
+        num_samples=1000,
+        sampling_steps=15,
+        transfer_steps=300,
+        transfer_lr=1e-3,
+        bank_images=500,
+        bank_sampling_steps=20,
+    ),
+    "dit-b": Preset(
+        depths="4,6,8,10,12",
+        widths="384,576,768",
+        head_dim=64,
+        steps=100_000,
+        batch_size=64,
+        lr=1e-4,
+        ema_decay=0.9999,
+        sigma_steps=300,
+        source_steps=300_000,
+        num_samples=10_000,
+        sampling_steps=50,
+        transfer_steps=24_000,
+        transfer_lr=1e-4,
+        bank_images=200_000,
+        bank_sampling_steps=50,
+        gpus_per_worker=1.0,
+        checkpoint_every_steps=1000,
+    ),
+}

@@ -1,0 +1,88 @@
+"""The transfer stage of a grid: base models x methods x schedules, and the knowledge banks that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fine_core.data import dataset_info
+from fine_core.retention import RetentionSchedule
+from fine_core.sampling import SamplerSpec
+from trainables.methods import transfer_method
+from trainables.spec import BankSpec, ExtractorSpec, RehearsalSpec, TransferSpec, TrialSpec, check
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferGridSpec:
+    """What is done to every base model: each method, and each method that takes a schedule once per schedule.
+
+    `initializations`: whose base models are taken. `lr` is that of full fine-tuning; methods have factors of their own.
+    """
+
+    target: str
+    methods: tuple[str, ...]
+    initializations: tuple[str, ...]
+    schedules: tuple[str, ...]
+    weighting: str
+    retention_weight: float
+    source_ratio: float
+    gamma_span: float
+    steps: int
+    lr: float
+    bank_images: int
+    bank_sampler: SamplerSpec
+
+    def __post_init__(self) -> None:
+        dataset_info(self.target)
+        methods = [transfer_method(name) for name in self.methods]
+        for method in methods:
+            method.check_installed()
+        check(0 <= self.gamma_span <= 1, f"gamma_span is {self.gamma_span}; it must be between 0 and 1")
+        takes = [method.name for method in methods if method.rehearses]
+        check(bool(self.schedules) or not takes, f"schedules is empty; {', '.join(takes)} needs at least one")
+        for name in self.initializations:
+            unmet = [method.name for method in methods if method.needs_learngene and name != "fine"]
+            check(not unmet, f"{', '.join(unmet)} needs base models that come from a learngene; leave {name!r} out")
+        self.parsed_schedules()
+
+    def parsed_schedules(self) -> list[RetentionSchedule]:
+        """The schedules, each once. Raises ValueError for one that is not known."""
+        return list(dict.fromkeys(RetentionSchedule.parse(text) for text in self.schedules))
+
+    def transfers(self, base: TrialSpec) -> list[TransferSpec]:
+        """Every transfer of one base model. Raises ValueError if the target does not fit it."""
+        if base.initialization.name not in self.initializations:
+            return []
+        found = []
+        for name in self.methods:
+            schedules = self.parsed_schedules() if transfer_method(name).rehearses else [None]
+            found += [self._transfer(base, name, schedule) for schedule in schedules]
+        return found
+
+    def _transfer(self, base: TrialSpec, name: str, schedule: RetentionSchedule | None) -> TransferSpec:
+        method, rehearsal, bank = transfer_method(name), None, None
+        if schedule is not None:
+            rehearsal = RehearsalSpec(
+                schedule=schedule,
+                weighting=self.weighting,
+                retention_weight=self.retention_weight,
+                source_ratio=self.source_ratio,
+            )
+            if method.uses_bank and self.retention_weight > 0:
+                bank = BankSpec(base=base, num_images=self.bank_images, sampler=self.bank_sampler)
+        transfer = TransferSpec(
+            base=base,
+            method=name,
+            rehearsal=rehearsal,
+            bank=bank,
+            gamma_span=self.gamma_span if method.uses_scales else None,
+            dataset=self.target,
+            training=replace(base.training, steps=self.steps, lr=self.lr * method.lr_factor),
+            evaluation=replace(base.evaluation, reference_split="pool"),
+            extractor=ExtractorSpec(dataset=self.target),
+            seed=base.seed,
+        )
+        check(
+            bank is None or transfer.model.input_size == base.model.input_size,
+            f"{name} rehearses images of the source, which are smaller than those of {self.target!r}; leave it out",
+        )
+        return transfer

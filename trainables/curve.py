@@ -1,0 +1,43 @@
+"""The chain-of-forgetting curve: FID against the share of denoising steps that the base model takes back.
+
+arXiv 2406.00773, section 2: from the data end, the tuned denoiser is replaced by the pre-trained one with the null label.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fine_core.sampling import Tail
+from trainables.context import RunContext
+from trainables.scoring import score_model
+from trainables.spec import CurveSpec
+from trainables.store import Store
+from trainables.transfer import load_base, load_transferred
+
+
+def run_curve(job: CurveSpec, store: Store, run: RunContext) -> dict[str, Any]:
+    """Score the transferred model once for every share of replaced steps."""
+    transfer = job.transfer
+    tuned = load_transferred(transfer, store).to(run.device)
+    base = load_base(transfer, store).to(run.device).eval()
+    started, fids, protocol = time.perf_counter(), [], ""
+    for done, share in enumerate(job.shares):
+        scores = score_model(
+            tuned,
+            transfer.evaluation,
+            transfer.extractor,
+            store=store,
+            seed=transfer.seed,
+            run=run,
+            tail=Tail(model=base, share=share),
+        )
+        fids.append(scores.fid)
+        protocol = scores.protocol
+        run.report({"step": done + 1, "total_steps": len(job.shares), "phase": "sampling", "history": []}, None)
+    return {
+        "metrics": {"eval_s": time.perf_counter() - started},
+        "shares": list(job.shares),
+        "fids": fids,
+        "protocol": protocol,
+    }

@@ -1,0 +1,18 @@
+"""A bottleneck adapter at every block's MLP, parallel or sequential."""
+
+from __future__ import annotations
+
+from fine_core.dit import DiT
+from fine_core.peft_baselines import apply_adapter
+from trainables.methods.base import MethodOptions, TransferMethod
+
+
+class AdapterTuning(TransferMethod):
+    lr_factor = 10.0
+    mergeable = False  # there is a nonlinearity inside
+
+    def __init__(self, name: str, *, parallel: bool) -> None:
+        self.name, self.parallel = name, parallel
+
+    def prepare(self, model: DiT, options: MethodOptions) -> None:
+        apply_adapter(model, parallel=self.parallel, seed=options.seed)

@@ -1,0 +1,93 @@
+"""The interface of transfer methods: which parameters move, on which batches, and what is left to serve."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from fine_core.data import ImageSet
+from fine_core.delta import trainable_tensors
+from fine_core.difffit import DEFAULT_SPAN
+from fine_core.dit import DiT, DiTConfig
+from fine_core.learngene import Learngene
+from trainables.batches import BatchSource, DenoisingBatches
+from trainables.spec import TransferSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """What methods may need besides the model: the share of blocks with DiffFit's scales, the seed of new parameters, and
+    the learngene that the base was assembled from (FINE-sigma)."""
+
+    gamma_span: float = DEFAULT_SPAN
+    seed: int = 0
+    learngene: Learngene | None = None
+    width_mode: str = "nested"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferData:
+    """Images of a transfer on the run's device: the target's, the knowledge bank's (or None), and the base as teacher."""
+
+    target: ImageSet
+    bank: ImageSet | None
+    teacher: DiT
+    device: torch.device
+
+
+class TransferMethod(ABC):
+    """One way to take a base model to a target domain.
+
+    lr_factor: the method's learning rate over that of full fine-tuning. exact_start: the prepared model computes what the
+    base model does. mergeable: `merge` gives a dense DiT of the base's shape.
+    """
+
+    name: str
+    lr_factor: float = 1.0
+    exact_start: bool = True
+    mergeable: bool = True
+    rehearses: bool = False  # takes a retention schedule
+    uses_bank: bool = False
+    uses_scales: bool = False
+    needs_learngene: bool = False
+    needs_extra: tuple[str, str] | None = None  # (package, extra of ours that installs it)
+
+    def check_installed(self) -> None:
+        """Raises ValueError if the method needs a package that is not installed."""
+        if self.needs_extra is not None and find_spec(self.needs_extra[0]) is None:
+            package, extra = self.needs_extra
+            raise ValueError(f"{self.name} needs the {package} package: pip install 'fine-sweeps[{extra}]'")
+
+    @abstractmethod
+    def prepare(self, model: DiT, options: MethodOptions) -> None:
+        """Freeze, add and mark trainable, in place. Deterministic in the options."""
+
+    def count_trained(self, model: DiTConfig, *, gamma_span: float | None, rank: int | None) -> int:
+        """Parameters that the method trains in a model, with FINE factors of `rank`. Allocates nothing."""
+        options = MethodOptions() if gamma_span is None else MethodOptions(gamma_span=gamma_span)
+        with torch.device("meta"):
+            prepared = DiT(model)
+            self.prepare(prepared, options)
+        return sum(tensor.numel() for tensor in trainable_tensors(prepared).values())
+
+    def merge(self, model: DiT) -> DiT:
+        """The model to serve: dense if `mergeable`, else the prepared model itself."""
+        return model
+
+    def batches(self, transfer: TransferSpec, data: TransferData) -> BatchSource:
+        """The batches of the transfer's steps: by default the target's images at uniform timesteps."""
+        return self.target_batches(transfer, data)
+
+    @staticmethod
+    def target_batches(transfer: TransferSpec, data: TransferData, **changes) -> DenoisingBatches:
+        return DenoisingBatches(
+            data.target,
+            transfer.training,
+            null_label=transfer.model.num_classes,
+            seed=transfer.seed,
+            device=data.device,
+            **changes,
+        )

@@ -1,0 +1,15 @@
+"""BitFit: biases and the label table."""
+
+from __future__ import annotations
+
+from fine_core.dit import DiT
+from fine_core.peft_baselines import apply_bitfit
+from trainables.methods.base import MethodOptions, TransferMethod
+
+
+class BitFit(TransferMethod):
+    name = "bitfit"
+    lr_factor = 10.0
+
+    def prepare(self, model: DiT, options: MethodOptions) -> None:
+        apply_bitfit(model)

@@ -1,0 +1,25 @@
+"""FINE-sigma: only sigma moves, along the factors of the learngene that the base model was assembled from."""
+
+from __future__ import annotations
+
+from fine_core.dit import DiT, DiTConfig
+from fine_core.factorized import BLOCK_MATRICES
+from fine_core.fine_sigma import apply_fine_sigma, merge_fine_sigma
+from trainables.methods.base import MethodOptions, TransferMethod
+
+
+class FineSigma(TransferMethod):
+    name = "fine-sigma"
+    lr_factor = 10.0
+    needs_learngene = True
+
+    def prepare(self, model: DiT, options: MethodOptions) -> None:
+        if options.learngene is None:
+            raise ValueError("fine-sigma needs the learngene that the base model was assembled from")
+        apply_fine_sigma(model, options.learngene, width_mode=options.width_mode)
+
+    def count_trained(self, model: DiTConfig, *, gamma_span: float | None, rank: int | None) -> int:
+        return model.size.depth * len(BLOCK_MATRICES) * rank
+
+    def merge(self, model: DiT) -> DiT:
+        return merge_fine_sigma(model)

@@ -1,0 +1,148 @@
+"""Take a base model to a target domain: train, keep the delta, score on the target and, for forgetting, on the source."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fine_core.checkpoints import load_model
+from fine_core.data import ImageSet, load_dataset
+from fine_core.delta import load_delta, save_delta, squared_distance, trainable_tensors
+from fine_core.dit import DiT, count_macs
+from fine_core.knowledge_bank import load_bank
+from fine_core.learngene import Learngene
+from fine_core.randomness import stream_seed
+from trainables.context import RunContext
+from trainables.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
+from trainables.loop import Phase, train
+from trainables.methods import MethodOptions, TransferData, TransferMethod, transfer_method
+from trainables.scoring import save_grid, score_model
+from trainables.spec import FineSpec, TransferSpec
+from trainables.store import Store
+
+
+class TransferRecipe:
+    """One phase over the prepared base model. `start` holds the trainable tensors as the method begins with them."""
+
+    skips_parameters = False
+
+    def __init__(self, job: TransferSpec, base: DiT, options: MethodOptions) -> None:
+        self.job, self.base, self.options = job, base, options
+        self.method: TransferMethod = transfer_method(job.method)
+        self.phases = (Phase(name=job.method, steps=job.training.steps, lr=job.training.lr),)
+        self.start: dict[str, Tensor] = {}
+
+    def model_for(self, phase: int, previous: nn.Module | None) -> DiT:
+        model = copy.deepcopy(self.base)
+        self.method.prepare(model, self.options)
+        self.start = {name: tensor.clone() for name, tensor in trainable_tensors(model).items()}
+        return model
+
+    def forward_options(self, step: int) -> dict[str, Any]:
+        return {}
+
+
+def load_base(job: TransferSpec, store: Store) -> DiT:
+    """The base model at the target's resolution."""
+    return load_model(store.fetch(job.base, MODEL_FILE), expect=job.base.model).at_resolution(job.model.input_size)
+
+
+def method_options(job: TransferSpec, store: Store) -> MethodOptions:
+    """What the method of a transfer needs besides the base model."""
+    options = MethodOptions(seed=stream_seed(job.seed, "transfer-init"))
+    if job.gamma_span is not None:
+        options = replace(options, gamma_span=job.gamma_span)
+    if transfer_method(job.method).needs_learngene and isinstance(job.initialization, FineSpec):
+        learngene = Learngene.load(store.fetch(job.initialization.learngene, LEARNGENE_FILE))
+        options = replace(options, learngene=learngene, width_mode=job.initialization.width_mode)
+    return options
+
+
+def load_transferred(job: TransferSpec, store: Store) -> DiT:
+    """The model that a finished transfer serves, from the base model and the stored delta."""
+    method = transfer_method(job.method)
+    model = load_base(job, store)
+    method.prepare(model, method_options(job, store))
+    load_delta(model, store.fetch(job, DELTA_FILE))
+    return method.merge(model)
+
+
+def run_transfer(job: TransferSpec, folder: Path, store: Store, run: RunContext, every: int) -> dict[str, Any]:
+    base = load_base(job, store).to(run.device).eval()
+    recipe = TransferRecipe(job, base, method_options(job, store))
+    bank: ImageSet | None = None
+    if job.bank is not None:
+        bank, _ = load_bank(store.fetch(job.bank, BANK_FILE), null_label=job.model.num_classes)
+    data = TransferData(target=load_dataset(job.dataset, "train"), bank=bank, teacher=base, device=run.device)
+    batches = recipe.method.batches(job, data)
+    tuned, progress = train(recipe, batches=batches, training=job.training, run=run, checkpoint_every_steps=every)
+    served = recipe.method.merge(tuned)
+    scores = score_model(served, job.evaluation, job.extractor, store=store, seed=job.seed, run=run)
+    forgetting = _forgetting(job, served, store, run)
+    if run.rank != 0:
+        return {"metrics": {}}
+    config = {"method": job.method, "base": job.base.id, "transfer": job.id}
+    save_delta(tuned, folder / DELTA_FILE, config)
+    save_grid(scores.shown, folder / SAMPLES_FILE)
+    trained = trainable_tensors(tuned)
+    reference = recipe.start | {name: t for name, t in base.state_dict().items() if name in trained}
+    distance, num_trained = squared_distance(reference, trained), sum(t.numel() for t in trained.values())
+    metrics = {
+        "fid": scores.fid,
+        "kid": scores.kid,
+        "eval_s": scores.eval_s,
+        "train_s": progress.train_s,
+        "train_steps": progress.step,
+        "params_total": sum(p.numel() for p in served.parameters()),
+        "params_trainable": num_trained,
+        "macs": served_macs(served, recipe.method),
+        "serve_bytes": (folder / DELTA_FILE).stat().st_size,
+        "forgetting/distance": distance,
+        "forgetting/distance_per_parameter": distance / num_trained,
+        **forgetting,
+        **_initialize_costs(job, store),
+    }
+    return {"metrics": metrics, "protocol": scores.protocol, "history": progress.history}
+
+
+def _forgetting(job: TransferSpec, served: DiT, store: Store, run: RunContext) -> dict[str, float]:
+    """FID on the source domain under the null label, after the transfer and of the base model.
+
+    The classes have been given to the target, so the null label is where the source can still be remembered. Nothing is
+    measured at another resolution than the source's.
+    """
+    if job.model.input_size != job.base.model.input_size:
+        return {}
+    spec = replace(job.base.evaluation, unconditional=True)
+    scores = score_model(served, spec, job.base.extractor, store=store, seed=job.seed, run=run)
+    return {"forgetting/source_fid": scores.fid, "forgetting/eval_s": scores.eval_s}
+
+
+def served_macs(served: DiT, method: TransferMethod) -> int:
+    """Multiply-accumulates of one forward pass of one image; counted from a real one where modules were added."""
+    if method.mergeable:
+        return count_macs(served.config)
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config, device = served.config, served.pos_embed.device
+    image = torch.zeros(1, config.in_channels, config.input_size, config.input_size, device=device)
+    index = torch.zeros(1, dtype=torch.long, device=device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        served(image, index, index)
+    return counter.get_total_flops() // 2
+
+
+def _initialize_costs(job: TransferSpec, store: Store) -> dict[str, float]:
+    """What had to be there before: bytes to initialize the base and its bank, and the seconds that the bank took."""
+    stored = store.read_record(job.base)["metrics"]["initialize_bytes"]
+    if job.bank is None:
+        return {"initialize_bytes": stored}
+    record = store.read_record(job.bank)
+    bank_bytes = record["files"][BANK_FILE]["bytes"]
+    bank_s = record["metrics"]["sampling_s"]
+    return {"initialize_bytes": stored + bank_bytes, "bank_bytes": bank_bytes, "bank_s": bank_s}
