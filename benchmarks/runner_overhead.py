@@ -15,9 +15,9 @@ from typing import Any
 
 import click
 
+from sweeps.options import preset_grid
 from sweeps.planning import plan_grid
 from sweeps.running import RunnerSpec, cluster_slots, connect_cluster, run_stage
-from sweeps.size_grid import demo_grid
 from trainables.spec import JobSpec
 from trainables.store import Store
 
@@ -40,7 +40,15 @@ class Failures:
 
 def outside_s_per_trial(runner: RunnerSpec, points: int) -> dict[str, float]:
     """Run `points` small trials from scratch in a store of their own."""
-    grid = replace(demo_grid(), depths=(2,), widths=(32,), methods=("scratch",), seeds=tuple(range(points)), steps=100)
+    grid = replace(
+        preset_grid("demo"),
+        transfer=None,
+        depths=(2,),
+        widths=(32,),
+        methods=("scratch",),
+        seeds=tuple(range(points)),
+        steps=100,
+    )
     plan = plan_grid(grid)
     with tempfile.TemporaryDirectory() as folder:
         store, listener = Store(folder), Failures()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,8 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
         guidance_scale=options["guidance_scale"],
     )
     own = {field.name for field in fields(GridSpec)} - {"sampler", "transfer"}
-    return GridSpec(sampler=sampler, transfer=_transfer_from(options), **{name: options[name] for name in own})
+    grid = GridSpec(sampler=sampler, **{name: options[name] for name in own})
+    return replace(grid, transfer=_transfer_from(options))
 
 
 def _transfer_from(options: dict[str, Any]) -> TransferGridSpec | None:

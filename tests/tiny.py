@@ -1,14 +1,24 @@
-"""Small specs that train in seconds."""
+"""Small specs and models that train in seconds."""
 
-from fine_core.dit import ModelSize
+import torch
+
+from fine_core.dit import DiT, ModelSize
 from fine_core.evaluation import EvaluationSpec
+from fine_core.learngene import Learngene
+from fine_core.retention import RetentionSchedule
 from fine_core.sampling import SamplerSpec
+from trainables.context import LocalContext
+from trainables.initializations.fine import LearngeneRecipe
+from trainables.methods import transfer_method
 from trainables.spec import (
+    BankSpec,
     ExtractorSpec,
     FineSpec,
     LearngeneSpec,
+    RehearsalSpec,
     ScratchSpec,
     TrainingSpec,
+    TransferSpec,
     TrialSpec,
     model_config,
 )
@@ -41,3 +51,67 @@ def tiny_trial(method: str = "fine", *, steps: int = 8, sigma_steps: int = 4, se
         extractor=ExtractorSpec(dataset="digits"),
         seed=seed,
     )
+
+
+def tiny_rehearsal(schedule: str = "linear", **changes) -> RehearsalSpec:
+    values = {"weighting": "sampling", "retention_weight": 0.5, "source_ratio": 0.25}
+    return RehearsalSpec(schedule=RetentionSchedule.parse(schedule), **{**values, **changes})
+
+
+def tiny_bank(base: TrialSpec) -> BankSpec:
+    return BankSpec(base=base, num_images=30, sampler=SamplerSpec(sampling_steps=2, guidance_scale=1.5), batch_size=8)
+
+
+def tiny_transfer(method: str, *, steps: int = 6, target: str = "digits-inverted", **changes) -> TransferSpec:
+    base = tiny_trial("fine")
+    rehearsal = tiny_rehearsal() if transfer_method(method).rehearses else None
+    spec = {
+        "base": base,
+        "method": method,
+        "rehearsal": rehearsal,
+        "bank": tiny_bank(base) if transfer_method(method).uses_bank else None,
+        "gamma_span": 0.5 if transfer_method(method).uses_scales else None,
+        "dataset": target,
+        "training": TrainingSpec(steps=steps, batch_size=16, lr=1e-2),
+        "evaluation": base.evaluation,
+        "extractor": ExtractorSpec(dataset=target),
+        "seed": 0,
+    }
+    return TransferSpec(**{**spec, **changes})
+
+
+def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """A model without zeros: through a fresh model's zero output layer most parameters would get no gradient."""
+    torch.manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name != "pos_embed":
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def random_dit(**config) -> DiT:
+    return randomize(DiT(tiny_config(**config))).eval()
+
+
+def random_learngene() -> Learngene:
+    return Learngene.from_model(randomize(LearngeneRecipe(tiny_learngene()).model_for(0, None)))
+
+
+class Killed(Exception):
+    """Stands for a process that dies right after a checkpoint."""
+
+
+class DyingContext(LocalContext):
+    def __init__(self, folder, *, after_reports: int) -> None:
+        super().__init__(folder)
+        self.left = after_reports
+
+    def report(self, metrics, checkpoint) -> None:
+        super().report(metrics, checkpoint)
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))

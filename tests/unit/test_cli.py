@@ -7,8 +7,10 @@ import pytest
 from click.testing import CliRunner
 
 from fine_core.dit import DIT_SIZES
+from sweeps.forgetting_curve import main as forgetting_curve
+from sweeps.options import preset_grid
 from sweeps.planning import estimated_core_s, plan_grid
-from sweeps.size_grid import demo_grid, main
+from sweeps.size_grid import main
 
 
 def invoke(*arguments: str):
@@ -22,7 +24,10 @@ def test_dry_run_prints_every_point_and_computes_nothing(tmp_path):
         for size in ("L1-D16", "L3-D16", "L1-D32", "L3-D32"):
             for seed in (0, 1):
                 assert f"{method} {size} seed {seed}" in result.output
-    assert "16 points; 18 of 18 jobs to compute" in result.output and "CPU cores" in result.output
+                if method == "fine":
+                    for transfer in ("full", "difffit", "fine-sigma", "diff-tuning linear", "diff-tuning power:0.5"):
+                        assert f"{transfer} {size} from fine seed {seed}" in result.output
+    assert "56 points; 67 of 67 jobs to compute" in result.output and "CPU cores" in result.output
     assert list(tmp_path.iterdir()) == []
 
 
@@ -44,6 +49,25 @@ def test_dry_run_of_the_cluster_preset_has_the_published_size(tmp_path):
         (["--steps", "50"], "sigma_steps is 100; it must be between 0 and steps (50)"),
         (["--source-steps", "-1"], "steps is -1"),
         (["--methods", "magic"], "unknown method 'magic'; choose from fine, scratch"),
+        (["--transfer", "magic"], "unknown transfer 'magic'; choose from full"),
+        (["--target", "cats"], "unknown dataset 'cats'"),
+        (["--target", "shapes"], "target 'shapes' has 3 channels, the base model 1"),
+        (["--dataset", "shapes", "--target", "digits"], "target 'digits' has 1 channels, the base model 3"),
+        (
+            ["--dataset", "shapes", "--target", "shapes-all"],
+            "target 'shapes-all' has 10 classes, the base model's label table 8",
+        ),
+        (["--target", "digits-16"], "rehearses images of the source, which are smaller"),
+        (["--schedules", "quadratic"], "unknown schedule 'quadratic'; choose one of linear"),
+        (["--schedules", "cutoff"], "needs a number, such as cutoff:300"),
+        (["--retention-weight", "-1"], "retention_weight is -1.0"),
+        (["--source-ratio", "1"], "source_ratio is 1.0; it must be between 0 and 1"),
+        (["--gamma-span", "2"], "gamma_span is 2.0; it must be between 0 and 1"),
+        (["--bank-images", "0"], "bank_images is 0"),
+        (["--transfer-steps", "-1"], "steps is -1"),
+        (["--transfer-lr", "0"], "lr is 0.0"),
+        (["--transfer-from", "scratch"], "fine-sigma needs base models that come from a learngene"),
+        (["--transfer-from", "magic"], "--transfer-from 'magic' is not among --methods fine,scratch"),
         (["--patch-size", "3"], "input_size 8 is not divisible by patch_size 3"),
         (["--seeds", "-1"], "seeds must be 0 or more"),
         (["--rank-ratio", "0"], "rank_ratio is 0.0; it must be positive"),
@@ -90,8 +114,42 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
     assert result.exit_code == 2 and result.output.count("\n") == 1 and "cannot be opened" in result.output
 
 
+def curve(*arguments: str):
+    return CliRunner().invoke(forgetting_curve, list(arguments))
+
+
+def test_a_curve_plans_one_size_of_the_grid_and_reuses_its_jobs(tmp_path):
+    result = curve("--dry-run", "--size", "L2-D64", "--transfer", "full,difffit", "--storage-path", str(tmp_path))
+    assert result.exit_code == 0 and "3 points; 8 of 8 jobs to compute" in result.output
+    assert "curve of difffit L2-D64 from fine seed 0" in result.output and "9 scores" in result.output
+    planned = {job.id for job in plan_grid(preset_grid("demo")).jobs}
+    one_size = preset_grid("demo").trial("fine", 2, 64, 0)
+    assert one_size.id in planned and {need.id for need in one_size.needs} <= planned
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--size", "L3-D64"], "the grid has no size 'L3-D64'; choose one of L2-D32"),
+        (["--transfer", "none"], "there is no curve without a transfer"),
+        (["--shares", "a"], "'a' is not a list of shares"),
+        (["--shares", "0,2"], "each must be between 0 and 1"),
+        (["--target", "digits-16", "--transfer", "full"], "has never seen images as large"),
+    ],
+)
+def test_bad_input_of_the_curve_is_one_line(arguments, message, tmp_path):
+    result = curve(*arguments, "--storage-path", str(tmp_path))
+    assert result.exit_code == 2 and result.output.count("\n") == 1 and message in result.output, result.output
+
+
+def test_lora_without_peft_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("trainables.methods.base.find_spec", lambda name: None)
+    result = invoke("--transfer", "lora-r8", "--storage-path", str(tmp_path))
+    assert result.exit_code == 2 and "pip install 'fine-sweeps[lora]'" in result.output
+
+
 def grid(**changes):
-    return replace(demo_grid(), **{"depths": (2, 4), "widths": (32, 64), **changes})
+    return replace(preset_grid("demo"), **{"transfer": None, "depths": (2, 4), "widths": (32, 64), **changes})
 
 
 def test_one_learngene_serves_all_sizes_and_seeds():
@@ -115,6 +173,26 @@ def test_the_same_grid_is_the_same_sweep_and_long_trials_come_first():
 
 def test_the_order_of_the_options_does_not_make_another_sweep():
     assert plan_grid(grid(methods=("scratch", "fine"), seeds=(1, 0))).sweep_id == plan_grid(grid(seeds=(0, 1))).sweep_id
+
+
+def test_a_transfer_stage_shares_banks_and_takes_what_each_method_needs():
+    plan = plan_grid(grid(transfer=preset_grid("demo").transfer))
+    assert len(plan.base) == 8 and len(plan.bank) == 4, "one bank per base model of FINE"
+    assert len(plan.transfer) == 4 * 5 and {job.initialization.name for job in plan.transfer} == {"fine"}
+    assert [job.dataset for job in plan.source if job.kind == "extractor"] == ["digits", "digits-rotated-few"]
+    by_method = {job.method_label: job for job in plan.transfer}
+    assert by_method["difffit"].training.lr == pytest.approx(10 * by_method["full"].training.lr)
+    assert by_method["full"].rehearsal is by_method["full"].bank is by_method["full"].gamma_span is None
+    assert by_method["diff-tuning linear"].bank == by_method["diff-tuning power:0.5"].bank
+    assert list(plan.stages) == ["source", "base", "bank", "transfer"]
+
+
+def test_options_that_a_method_does_not_use_do_not_make_another_point():
+    def ids(**changes):
+        transfer = replace(preset_grid("demo").transfer, methods=("full", "difffit"), **changes)
+        return {job.id for job in plan_grid(grid(transfer=transfer)).transfer if job.method == "full"}
+
+    assert ids() == ids(gamma_span=1.0, retention_weight=0.7, bank_images=9) != ids(steps=7)
 
 
 def test_gradient_clipping_reaches_the_specs():

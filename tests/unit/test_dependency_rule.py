@@ -51,7 +51,7 @@ def test_only_the_worker_knows_ray_train_and_mlflow_setup_knows_no_torch():
 def test_fine_core_and_the_training_loop_run_without_ray_optuna_mlflow_and_diffusers():
     code = """
 import sys
-for name in ("ray", "optuna", "mlflow", "click", "diffusers"):
+for name in ("ray", "optuna", "mlflow", "click", "diffusers", "peft"):
     sys.modules[name] = None  # importing it raises ImportError
 import pathlib, importlib, tempfile
 for path in pathlib.Path("fine_core").glob("*.py"):
@@ -60,11 +60,13 @@ from fine_core.data import load_dataset
 from tests.tiny import tiny_trial
 from trainables.context import LocalContext
 from trainables.initializations import recipe_for
+from trainables.batches import DenoisingBatches
 from trainables.loop import train
 trial = tiny_trial("scratch")
 with tempfile.TemporaryDirectory() as folder:
-    _, progress = train(recipe_for(trial, None), data=load_dataset("digits", "train"), num_classes=10,
-        training=trial.training, seed=0, run=LocalContext(folder + "/run"), checkpoint_every_steps=4)
+    batches = DenoisingBatches(load_dataset("digits", "train"), trial.training, null_label=10, seed=0, device="cpu")
+    _, progress = train(recipe_for(trial, None), batches=batches, training=trial.training,
+        run=LocalContext(folder + "/run"), checkpoint_every_steps=4)
 print("steps", progress.step)
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

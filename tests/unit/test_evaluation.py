@@ -63,7 +63,7 @@ def test_extractor_is_accurate_deterministic_and_named(extractor, tmp_path):
     save_extractor(model, tmp_path / "e.safetensors")
     assert load_extractor(tmp_path / "e.safetensors").name == model.name
     protocol = EvaluationSpec(num_samples=10, sampler=SamplerSpec()).protocol("digits", model.name)
-    for part in (model.name, "10 samples", "ddim 50 steps", "guidance 1", "digits:train"):
+    for part in (model.name, "10 samples", "ddim 50 steps", "guidance 1", "digits:pool"):
         assert part in protocol
 
 

@@ -6,64 +6,29 @@ import torch
 from fine_core.data import load_dataset
 from fine_core.dit import DiT
 from fine_core.factorized import BLOCK_MATRICES, FactorizedDiT
-from fine_core.learngene import Learngene
-from tests.tiny import tiny_learngene, tiny_trial
+from tests.tiny import DyingContext, Killed, random_learngene, same, tiny_learngene, tiny_trial
+from trainables.batches import BatchOrder, DenoisingBatches
 from trainables.context import LocalContext
 from trainables.initializations import recipe_for
 from trainables.initializations.fine import LearngeneRecipe
-from trainables.loop import BatchOrder, TrainingDiverged, train
-
-
-class Killed(Exception):
-    """Stands for a process that dies right after a checkpoint."""
-
-
-class DyingContext(LocalContext):
-    def __init__(self, folder, *, after_reports: int) -> None:
-        super().__init__(folder)
-        self.left = after_reports
-
-    def report(self, metrics, checkpoint) -> None:
-        super().report(metrics, checkpoint)
-        self.left -= 1
-        if self.left == 0:
-            raise Killed
-
-
-def learngene() -> Learngene:
-    """One without zeros: through a fresh model's zero output layer sigma would get no gradient."""
-    model = LearngeneRecipe(tiny_learngene()).model_for(0, None)
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return Learngene.from_model(model)
+from trainables.loop import TrainingDiverged, train
 
 
 def recipe(kind: str):
     if kind == "learngene":
         return LearngeneRecipe(tiny_learngene())
-    return recipe_for(tiny_trial(kind), lambda spec: learngene())
+    return recipe_for(tiny_trial(kind), lambda spec: random_learngene())
 
 
 def train_recipe(trained, training, context: LocalContext, every: int):
-    return train(
-        trained,
-        data=load_dataset("digits", "train"),
-        num_classes=10,
-        training=training,
-        seed=0,
-        run=context,
-        checkpoint_every_steps=every,
-    )
+    data = load_dataset("digits", "train")
+    batches = DenoisingBatches(data, training, null_label=10, seed=0, device=context.device)
+    return train(trained, batches=batches, training=training, run=context, checkpoint_every_steps=every)
 
 
 def run(kind: str, context: LocalContext, every: int = 3):
     training = tiny_learngene().training if kind == "learngene" else tiny_trial(kind).training
     return train_recipe(recipe(kind), training, context, every)
-
-
-def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 @pytest.mark.parametrize("kind", ["scratch", "fine", "learngene"])
@@ -102,7 +67,7 @@ def test_fine_trains_sigma_then_all_of_a_dense_model(tmp_path):
 
 def test_sigma_phase_moves_nothing_but_sigma(tmp_path):
     trial = tiny_trial("fine", steps=4, sigma_steps=4)
-    sigma_only = recipe_for(trial, lambda spec: learngene())
+    sigma_only = recipe_for(trial, lambda spec: random_learngene())
     sigma_only.phases = sigma_only.phases[:1]
     start = sigma_only.model_for(0, None)
     end, _ = train_recipe(sigma_only, trial.training, LocalContext(tmp_path / "run"), 4)
@@ -113,7 +78,7 @@ def test_sigma_phase_moves_nothing_but_sigma(tmp_path):
 def test_zero_steps_return_the_assembled_model(tmp_path):
     trial = tiny_trial("fine", steps=0, sigma_steps=0)
     model, progress = train_recipe(
-        recipe_for(trial, lambda spec: learngene()), trial.training, LocalContext(tmp_path / "run"), 4
+        recipe_for(trial, lambda spec: random_learngene()), trial.training, LocalContext(tmp_path / "run"), 4
     )
     assert isinstance(model, DiT) and progress.step == 0
 

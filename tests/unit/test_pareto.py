@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from sweeps.pareto import Point, front, front_probability, non_dominated, points_from, report_rows
-from tests.tiny import tiny_trial
+from tests.tiny import tiny_transfer, tiny_trial
 
 
 def point(fid: float, params: int, *, stderr: float | None = 0.01, protocol: str = "p", depth: int = 2) -> Point:
-    return Point(
-        method="fine", depth=depth, width=16, num_heads=2, protocol=protocol, num_seeds=3, fid=fid, fid_stderr=stderr,
-        kid=0.1, params_total=params, macs=params, serve_bytes=params, train_s=1.0, eval_s=1.0,
-    )  # fmt: skip
+    same = {"method": "fine", "initialization": "fine", "transfer": "none", "dataset": "digits", "trial_ids": "a b"}
+    same |= {"width": 16, "num_heads": 2, "num_seeds": 3, "kid": 0.1, "train_s": 1.0, "eval_s": 1.0}
+    costs = dict.fromkeys(("params_total", "params_trainable", "macs", "serve_bytes"), params)
+    unknown = dict.fromkeys(("source_fid", "distance", "distance_per_parameter"))
+    return Point(depth=depth, protocol=protocol, fid=fid, fid_stderr=stderr, **same, **costs, **unknown)
 
 
 def test_front_equals_brute_force_with_ties():
@@ -49,6 +50,24 @@ def test_probability_follows_the_standard_error():
     assert front_probability([point(1.0, 10, stderr=None)], "params_total") == [None]
 
 
+def test_transfers_are_rows_of_their_own_with_their_schedule_and_what_they_forget():
+    def record(fid):
+        metrics = dict.fromkeys(("kid", "train_s", "eval_s", "params_total", "params_trainable", "macs", "serve_bytes"), 1.0)
+        return {"protocol": "p", "metrics": metrics | {"fid": fid, "forgetting/source_fid": 10 * fid}}
+
+    jobs = [tiny_transfer("full"), tiny_transfer("diff-tuning"), tiny_transfer("full", seed=1)]
+    full, tuned = points_from([(job, record(fid)) for fid, job in enumerate(jobs, start=1)])
+    assert (full.label, full.num_seeds, full.source_fid, full.distance) == ("full L2-D16", 2, 20.0, None)
+    assert tuned.label == "diff-tuning linear L2-D16" and tuned.trial_ids == jobs[1].id
+    rows = report_rows([full, tuned])
+    assert [row["method_front_params_total"] for row in rows] == [True, True], "each is the front of its own method"
+    other = tiny_transfer("full", base=tiny_trial("scratch"))
+    assert {p.method for p in points_from([(job, record(1)) for job in (*jobs, other)])} >= {
+        "full from fine",
+        "full from scratch",
+    }
+
+
 def test_different_protocols_never_share_a_front():
     with pytest.raises(ValueError, match="different protocols"):
         front([point(1.0, 10), point(1.0, 20, protocol="other")], "params_total")
@@ -56,8 +75,9 @@ def test_different_protocols_never_share_a_front():
 
 def test_seeds_are_averaged_with_their_standard_error():
     def record(fid):
+        costs = {"params_total": 5, "params_trainable": 5, "macs": 6, "serve_bytes": 7}
         metrics = {"fid": fid, "kid": 0.0, "train_s": 1.0, "eval_s": 1.0}
-        return {"protocol": "p", "metrics": metrics | {"params_total": 5, "macs": 6, "serve_bytes": 7}}
+        return {"protocol": "p", "metrics": metrics | costs}
 
     results = [(tiny_trial("fine", seed=i), record(fid)) for i, fid in enumerate([1.0, 2.0, 3.0])]
     results += [(tiny_trial("scratch"), record(9.0))]

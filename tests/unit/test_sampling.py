@@ -5,7 +5,7 @@ import torch
 
 from fine_core.dit import DiT, DiTConfig, ModelSize
 from fine_core.randomness import stream_generator, stream_seed
-from fine_core.sampling import SAMPLERS, SamplerSpec, sample_batches, sample_images, to_uint8
+from fine_core.sampling import SAMPLERS, SamplerSpec, sample_batch, sample_images, to_uint8
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["eps", "learned-variance"])
@@ -18,19 +18,12 @@ def model(request) -> DiT:
     return model
 
 
-def collect(model, spec, **split) -> dict[int, torch.Tensor]:
-    labels = torch.arange(10) % 3
-    return dict(sample_batches(model, labels, spec, seed=5, batch_size=4, **split))
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_split_over_workers_draws_the_same_images(model, sampler):
-    spec = SamplerSpec(sampler=sampler, sampling_steps=4)
-    alone = collect(model, spec)
-    shared = collect(model, spec, worker=0, num_workers=2) | collect(model, spec, worker=1, num_workers=2)
-    assert sorted(alone) == sorted(shared) == [0, 1, 2]
-    assert all(torch.equal(alone[i], shared[i]) for i in alone)
-    assert alone[0].dtype == torch.uint8 and alone[0].shape == (4, 1, 4, 4)
+def test_a_batch_depends_on_its_index_and_on_nothing_drawn_before(model, sampler):
+    spec, labels = SamplerSpec(sampler=sampler, sampling_steps=4), torch.arange(4) % 3
+    first, second, again = (sample_batch(model, labels, spec, seed=5, index=index) for index in (0, 1, 0))
+    assert torch.equal(first, again) and not torch.equal(first, second)
+    assert first.dtype == torch.uint8 and first.shape == (4, 1, 4, 4)
 
 
 def test_guidance_reaches_the_images_and_scale_one_is_none(model):

@@ -12,7 +12,8 @@ from fine_core.ledger import file_bytes, sha256_of
 from tests.tiny import tiny_learngene, tiny_trial
 from trainables import jobs
 from trainables.context import LocalContext
-from trainables.jobs import EXTRACTOR_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE, run_job
+from trainables.files import EXTRACTOR_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
+from trainables.jobs import run_job
 from trainables.spec import ExtractorSpec
 from trainables.store import Store, StoreError
 
