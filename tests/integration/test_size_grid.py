@@ -19,37 +19,44 @@ pytestmark = pytest.mark.slow
 
 TINY = ["--depths", "2", "--widths", "16", "--head-dim", "8", "--batch-size", "16", "--num-samples", "24"]
 TINY += ["--sampling-steps", "2", "--steps", "12", "--sigma-steps", "6", "--source-steps", "12"]
-TINY += ["--checkpoint-every-steps", "4"]
+TINY += ["--checkpoint-every-steps", "4", "--transfer", "none"]
+TRANSFER = ["--transfer-steps", "12", "--bank-images", "40", "--bank-sampling-steps", "2", "--target", "digits-inverted"]
 
 
-def command(store: Path, *options: str) -> list[str]:
-    return [sys.executable, str(ROOT / "sweeps/size_grid.py"), *TINY, "--storage-path", str(store), *options]
+def command(store: Path, *options: str, script: str = "size_grid") -> list[str]:
+    return [sys.executable, str(ROOT / f"sweeps/{script}.py"), *TINY, "--storage-path", str(store), *options]
 
 
 def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
 
 
-def sweep(store: Path, *options: str, expect: int = 0) -> str:
+def sweep(store: Path, *options: str, expect: int = 0, script: str = "size_grid") -> str:
     # From elsewhere: the command must not depend on the current folder.
     result = subprocess.run(
-        command(store, *options), cwd=store.parent, env=environment(), capture_output=True, text=True, timeout=400
+        command(store, *options, script=script),
+        cwd=store.parent,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
     )
     assert result.returncode == expect, result.stdout + result.stderr
     return result.stdout
 
 
-def runs(store: Path):
+def runs(store: Path, experiment: str = "size-grid"):
     """(parents, children) of the store's experiment."""
     client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
-    experiment = client.get_experiment_by_name("size-grid")
+    experiment = client.get_experiment_by_name(experiment)
     found = client.search_runs([experiment.experiment_id], max_results=1000)
     children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
     return client, [run for run in found if run not in children], children
 
 
 def weights(store: Path) -> dict[str, dict]:
-    files = [*store.glob("trial/*/model.safetensors"), *store.glob("learngene/*/learngene.safetensors")]
+    names = ("trial/*/model", "learngene/*/learngene", "transfer/*/delta")
+    files = [file for name in names for file in store.glob(f"{name}.safetensors")]
     return {str(file.relative_to(store)): file.read_bytes() for file in files}
 
 
@@ -178,3 +185,65 @@ print({c.laddr.ip.removeprefix("::ffff:") for c in connections}, ray.nodes()[0][
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert result.stdout.strip() == "{'127.0.0.1'} 127.0.0.1", result.stdout + result.stderr
+
+
+def test_the_transfer_stage_reports_fronts_of_every_method_and_the_curve_reuses_its_points(tmp_path):
+    store = tmp_path / "store"
+    options = [*TRANSFER, "--runner", "tune", "--methods", "fine"]
+    methods = ["--transfer", "full,difffit,fine-sigma,diff-tuning+difffit", "--schedules", "linear,power:0.5,constant"]
+    output = sweep(store, *options, *methods)
+    assert "7 points; 11 of 11 jobs to compute" in output
+    assert "Points on digits (" in output and "Points on digits-inverted (" in output and "source FID" in output
+    assert re.search(r"diff-tuning\+difffit power:0.5 from fine +1,8\d\d +8\d\d|diff-tuning\+difffit", output)
+
+    client, (parent,), children = runs(store)
+    artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    fronts = {f"pareto{target}.{kind}" for target in ("", "-digits-inverted") for kind in ("csv", "png", "html")}
+    assert artifacts == {*fronts, "ledger.csv", "samples", "schedules.png"}
+    assert len(children) == 7 and {child.info.status for child in children} == {"FINISHED"}
+    by_method = {child.data.tags["method"]: child for child in children}
+    tuned = by_method["diff-tuning+difffit power:0.5"]
+    assert tuned.data.tags["transfer"] == "diff-tuning+difffit" and tuned.data.params["schedule"] == "power:0.5"
+    assert tuned.data.metrics["serve_bytes"] < 0.2 * by_method["full"].data.metrics["serve_bytes"]
+    assert tuned.data.metrics["bank_bytes"] > 0 and tuned.data.metrics["forgetting/source_fid"] > 0
+    rows = list(csv.DictReader((next(store.glob("reports/*")) / "pareto-digits-inverted.csv").open()))
+    assert len(rows) == 6 and any(row["front_params_total"] == "True" for row in rows)
+
+    curve = sweep(store, *options, "--transfer", "full,difffit", "--shares", "0,0.5,1", script="forgetting_curve")
+    assert "2 of 7 jobs to compute" in curve and "5 of 7 jobs are in the store already" in curve
+    _, (parent,), _ = runs(store, "forgetting-curve")
+    artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"forgetting.csv", "forgetting.png"} <= artifacts
+    rows = list(csv.DictReader(next(store.glob("reports/*/forgetting.csv")).open()))
+    by_share = {(row["method"], row["share"]): float(row["fid"]) for row in rows}
+    assert by_share["full", "0.0"] == pytest.approx(by_method["full"].data.metrics["fid"])
+    assert by_share["full", "1.0"] == by_share["difffit", "1.0"], "the base model alone, whoever was tuned"
+
+
+def test_a_transfer_on_two_workers_and_one_interrupted_equal_the_plain_one(tmp_path):
+    options = [*TRANSFER, "--methods", "fine", "--transfer", "diff-tuning+difffit", "--schedules", "linear"]
+    plain, stopped = tmp_path / "plain", tmp_path / "stopped"
+    sweep(plain, *options, "--runner", "tune")
+
+    options += ["--checkpoint-every-steps", "1", "--max-concurrent", "1"]
+    with subprocess.Popen(
+        command(stopped, *options, "--runner", "tune"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not any(stopped.glob("tune/*-transfer-*/*/checkpoint_*/progress.json")):
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    sweep(stopped, *options, "--runner", "tune")
+    assert weights(stopped) == weights(plain)
+
+    # Two workers share every batch: bank images to one, most target images to the other.
+    delta = next(stopped.glob("transfer/*"))
+    before = load_file(delta / "delta.safetensors")
+    (delta / "record.json").unlink()
+    sweep(stopped, *options, "--runner", "train", "--workers-per-trial", "2")
+    after = load_file(delta / "delta.safetensors")
+    assert before.keys() == after.keys()
+    for name in before:
+        assert (before[name] - after[name]).abs().max() < 2e-2, name  # AdamW amplifies the rounding of a sum of halves
