@@ -63,7 +63,7 @@ PRESETS = {
         num_samples=1000,
         sampling_steps=15,
         transfer_steps=300,
-        transfer_lr=1e-3,
+        transfer_lr=3e-3,
         bank_images=500,
         bank_sampling_steps=20,
     ),
