@@ -80,7 +80,7 @@ def draw_front(rows: Rows, path: Path, *, title: str) -> Path:
         ax.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("FID (lower is better)")
     axes[0].set_ylim(0, 1.1 * max(row["fid"] + (row["fid_stderr"] or 0.0) for row in rows))
-    axes[1].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     seeds = max(row["num_seeds"] for row in rows)
     note = f"{seeds} seeds, bars: standard error" if seeds > 1 else "1 seed"
     figure.suptitle(f"{title} (thin lines: each method's own front)\n{rows[0]['protocol']} | {note}", fontsize=10)

@@ -9,12 +9,13 @@ from mlflow_setup.runs import PARENT_TAG
 from mlflow_setup.tracking import Tracking
 
 
-def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str) -> str:
-    """Store the view of one sweep in the experiment's tags; returns the part of its address that follows the server's.
+def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: str) -> str:
+    """Store the view of one sweep's points on one dataset in the experiment's tags; returns the part of its address that
+    follows the server's. Points on different datasets never share a chart.
 
     The tag's format is that of the MLflow UI (read by version 3.17); the report's own figures do not depend on it.
     """
-    slug = f"front-{sweep_id}"
+    slug = f"front-{sweep_id}-{dataset}"
     section = "fine-sweeps-section"
     scatter = {"type": "SCATTER", "uuid": "fid-params", "metricSectionId": section, "isGenerated": False}
     scatter |= {"deleted": False, "runsCountToCompare": 100}
@@ -24,7 +25,7 @@ def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str) -> str:
     loss |= {"runsCountToCompare": 100, "metricKey": "train/loss", "selectedMetricKeys": ["train/loss"]}
     loss |= {"xAxisKey": "step", "lineSmoothness": 0, "scaleType": "linear", "xAxisScaleType": "linear"}
     state = {
-        "searchFilter": f"tags.`{PARENT_TAG}` = '{parent_id}'",
+        "searchFilter": f"tags.`{PARENT_TAG}` = '{parent_id}' and tags.`dataset` = '{dataset}'",
         "orderByKey": "metrics.`fid`",  # any order but by date shows the children flat, and charts draw what is shown
         "orderByAsc": True,
         "startTime": "ALL",
@@ -35,7 +36,7 @@ def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str) -> str:
         "compareRunSections": [
             {
                 "uuid": section,
-                "name": "Size against FID",
+                "name": f"Size against FID on {dataset}",
                 "display": True,
                 "isReordered": False,
                 "deleted": False,
@@ -51,6 +52,6 @@ def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str) -> str:
         "viewMaximized": True,
     }
     now_ms = int(time.time() * 1000)
-    view = {"name": "Size against FID", "createdAt": now_ms, "updatedAt": now_ms, "state": json.dumps(state)}
+    view = {"name": f"Size against FID on {dataset}", "createdAt": now_ms, "updatedAt": now_ms, "state": json.dumps(state)}
     tracking.client.set_experiment_tag(tracking.experiment_id, f"mlflow.sharedViewState.{slug}", json.dumps(view))
     return f"/#/experiments/{tracking.experiment_id}/runs?viewStateShareKey={slug}&compareRunsMode=CHART"

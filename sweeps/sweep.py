@@ -245,7 +245,6 @@ class Sweep:
                 self.runs.tag_child(trial_id, "pareto", str(row["front_params_total"]).lower())
 
     def _show_where(self, files: list[Path]) -> None:
-        view = self.runs.attempt(lambda: save_chart_view(self.tracking, self.plan.sweep_id, self.runs.parent_id))
         for file in files:
             if file.suffix in (".png", ".html"):
                 self.console.print(str(file), soft_wrap=True, highlight=False)
@@ -256,8 +255,14 @@ class Sweep:
             executable = shlex.quote(_mlflow_executable())
             command = f"{executable} ui --port {MLFLOW_PORT} --backend-store-uri {shlex.quote(self.tracking.uri)}"
             self.console.print(f"Compare the runs:  {command}", soft_wrap=True, highlight=False)
-        if view is not None:
-            self.console.print(f"then open          {server}{view}", soft_wrap=True, highlight=False)
+        for dataset in dict.fromkeys(point.dataset for point in self.plan.points):
+            view = self._save_view(dataset)
+            if view is not None:
+                self.console.print(f"then open          {server}{view}", soft_wrap=True, highlight=False)
+
+    def _save_view(self, dataset: str) -> str | None:
+        ids = self.plan.sweep_id, self.runs.parent_id
+        return self.runs.attempt(lambda: save_chart_view(self.tracking, *ids, dataset))
 
 
 def _mlflow_executable() -> str:
