@@ -202,11 +202,13 @@ def show_curves(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def show_ledger(console: Console, totals: dict[str, dict[str, int]]) -> None:
-    table = Table(title="Storage ledger (bytes on disk)", title_justify="left", box=SIMPLE)
+def show_ledger(console: Console, totals: dict[str, dict[str, dict[str, float]]]) -> None:
+    """What is kept on disk by method, and the seconds that training it (or sampling, for a bank) took."""
+    table = Table(title="Storage ledger: bytes on disk (seconds to make them)", title_justify="left", box=SIMPLE)
     table.add_column("method")
-    table.add_column("to initialize any size, once", justify="right")
-    table.add_column("to serve all its points", justify="right")
+    table.add_column("shared: learngene or banks", justify="right")
+    table.add_column("all its points: weights or deltas", justify="right")
     for method, roles in totals.items():
-        table.add_row(method, f"{roles['initialize']:,}", f"{roles['serve']:,}")
+        cells = [f"{roles[role]['bytes']:,} ({duration(roles[role]['seconds'])})" for role in ("initialize", "serve")]
+        table.add_row(method, *(cell if roles[role]["bytes"] else "-" for cell, role in zip(cells, roles, strict=True)))
     console.print(table)

@@ -1,0 +1,34 @@
+"""The ledger counts each kept file once: what is shared with its method, one seed of each point."""
+
+from sweeps.ledger import ledger_rows, ledger_totals
+from tests.tiny import tiny_bank, tiny_learngene, tiny_transfer, tiny_trial
+
+
+class FakeStore:
+    """Answers with the bytes that a kind of job is said to have left."""
+
+    FILES = {
+        "learngene": ("learngene.safetensors", 1000),
+        "bank": ("bank.parquet", 300),
+        "trial": ("model.safetensors", 50),
+        "transfer": ("delta.safetensors", 7),
+    }
+
+    def read_record(self, job):
+        name, size = self.FILES[job.kind]
+        metrics = {"train_s": 2.0, "sampling_s": 3.0}
+        return {"files": {name: {"bytes": size}}, "metrics": metrics}
+
+
+def test_shared_files_count_once_and_seeds_are_repeats():
+    store = FakeStore()
+    jobs = [tiny_trial("fine", seed=s) for s in (0, 1)]
+    jobs += [tiny_transfer("diff-tuning", seed=s) for s in (0, 1)] + [tiny_transfer("full")]
+    rows = ledger_rows([(job, store.read_record(job)) for job in jobs], store)
+    totals = ledger_totals(rows)
+    assert totals["fine"] == {"initialize": {"bytes": 1000, "seconds": 2.0}, "serve": {"bytes": 50, "seconds": 2.0}}
+    assert totals["diff-tuning linear from fine"]["initialize"] == {"bytes": 300, "seconds": 3.0}
+    assert totals["diff-tuning linear from fine"]["serve"] == {"bytes": 7, "seconds": 2.0}
+    assert totals["full from fine"]["initialize"]["bytes"] == 0
+    items = {row["item"] for row in rows}
+    assert {tiny_learngene().label, tiny_bank(tiny_trial("fine")).label, "L2-D16, delta to fine"} <= items
