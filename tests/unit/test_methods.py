@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fine_core.checkpoints import load_model
 from fine_core.data import load_dataset
 from fine_core.delta import load_delta, save_delta, trainable_tensors
 from fine_core.dit import DIT_SIZES, DiT, count_macs
@@ -26,7 +27,7 @@ from tests.tiny import (
 )
 from trainables import jobs
 from trainables.context import LocalContext
-from trainables.files import DELTA_FILE
+from trainables.files import DELTA_FILE, MODEL_FILE
 from trainables.jobs import run_job
 from trainables.loop import train
 from trainables.methods import TRANSFER_METHODS, MethodOptions, TransferData, apply_transfer, transfer_method
@@ -160,6 +161,14 @@ def test_a_transfer_leaves_a_delta_a_record_and_the_ledgers_bytes(method, store,
     assert sum(p.numel() for p in served.parameters()) == metrics["params_total"]
 
 
+def test_no_steps_give_the_base_model_and_no_distance(store, tmp_path):
+    job = tiny_transfer("full", steps=0)
+    run_job(job, store.location, LocalContext(tmp_path / "pad"), checkpoint_every_steps=3)
+    assert store.read_record(job)["metrics"]["forgetting/distance"] == 0
+    base = load_model(store.fetch(job.base, MODEL_FILE))
+    assert torch.equal(output(load_transferred(job, store)), output(base))
+
+
 def test_a_finished_transfer_is_not_computed_again(store, monkeypatch, tmp_path):
     job = tiny_transfer("full")
     run_job(job, store.location, LocalContext(tmp_path / "pad"), checkpoint_every_steps=3)
@@ -264,6 +273,17 @@ def test_the_batch_is_mean_target_loss_plus_weighted_mean_bank_loss(bank, base):
     _, batches = first_batch("diff-tuning", bank, base, retention_weight=0.3)
     weights = batches.batch(0).weights
     assert math.isclose(weights[:12].sum(), 1.0, rel_tol=1e-5) and math.isclose(weights[12:].sum(), 0.3, rel_tol=1e-5)
+
+
+def test_workers_share_a_batch_without_overlap_and_their_mean_is_its_loss(bank, base):
+    _, batches = first_batch("diff-tuning-kd", bank, base)
+    batch = batches.batch(3)
+    shares = [batch.share(rank, 4) for rank in range(4)]
+    for name in ("images", "labels", "t", "noise", "taught"):
+        assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(batch, name))
+    losses = torch.rand(16)
+    mean = sum((share.weights * part).sum() for share, part in zip(shares, losses.split(4), strict=True)) / 4
+    torch.testing.assert_close(mean, (batch.weights * losses).sum())
 
 
 def test_timesteps_follow_the_schedule(bank, base):
