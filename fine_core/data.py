@@ -85,9 +85,20 @@ def _digits_info(summary: str, load: Callable[[], ImageSet], **fields) -> Datase
     return DatasetInfo(**{"image_size": 8, "channels": 1, "num_classes": 10, "summary": summary, "load": load, **fields})
 
 
-def _scenes_info(summary: str, solids: tuple[str, ...], **fields) -> DatasetInfo:
-    info = {"image_size": 16, "channels": 3, "num_classes": len(solids), "summary": summary, "load": _scenes(solids, 16)}
-    return DatasetInfo(**{**info, "features_of": "shapes-all", **fields})
+def _scenes_infos(image_size: int, suffix: str) -> dict[str, DatasetInfo]:
+    """Source, target and all solids together at one resolution."""
+
+    def info(summary: str, solids: tuple[str, ...], **fields) -> DatasetInfo:
+        same = {"image_size": image_size, "channels": 3, "num_classes": len(solids), "load": _scenes(solids, image_size)}
+        return DatasetInfo(summary=summary, **same, **fields)
+
+    everything = f"shapes-all{suffix}"
+    few = f"scenes with {len(TARGET_SOLIDS)} other solids, 24 of each to learn from"
+    return {
+        f"shapes{suffix}": info(f"scenes with one of {len(SOURCE_SOLIDS)} solids", SOURCE_SOLIDS, features_of=everything),
+        f"shapes-few{suffix}": info(few, TARGET_SOLIDS, train_per_class=24, features_of=everything),
+        everything: info("scenes with all solids", tuple(SOLIDS)),
+    }
 
 
 DATASETS = {
@@ -99,13 +110,8 @@ DATASETS = {
     ),
     "digits-inverted": _digits_info("the same images with ink and paper exchanged: other pixels", _changed_digits(torch.neg)),
     "digits-16": _digits_info("the same images enlarged to 16 x 16 (bicubic)", _changed_digits(_enlarge), image_size=16),
-    "shapes": _scenes_info(f"rendered scenes with one of {len(SOURCE_SOLIDS)} solids", SOURCE_SOLIDS),
-    "shapes-few": _scenes_info(
-        f"scenes of the same kind with {len(TARGET_SOLIDS)} other solids, 24 of each to learn from",
-        TARGET_SOLIDS,
-        train_per_class=24,
-    ),
-    "shapes-all": _scenes_info("scenes with all solids", tuple(SOLIDS), features_of=None),
+    **_scenes_infos(16, ""),
+    **_scenes_infos(32, "-32"),
 }
 
 
@@ -117,10 +123,15 @@ def dataset_info(name: str) -> DatasetInfo:
 
 
 @lru_cache(maxsize=8)
+def _whole(name: str) -> ImageSet:
+    return dataset_info(name).load()
+
+
+@lru_cache(maxsize=16)
 def load_dataset(name: str, split: str) -> ImageSet:
     """Load one split of a dataset (see SPLITS). Raises ValueError for an unknown dataset."""
     info = dataset_info(name)
-    whole = info.load()
+    whole = _whole(name)
     chosen = torch.zeros(len(whole), dtype=torch.bool)
     for label in range(info.num_classes):
         rows = (whole.labels == label).nonzero().squeeze(1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fine_core.checkpoints import CheckpointError, load_tensors, save_tensors
+from fine_core.dit import DiT
 
 FIXED = "pos_embed"  # a parameter by name only: the public checkpoints carry the position table
 
@@ -43,6 +44,13 @@ def load_delta(model: nn.Module, path: str | os.PathLike) -> dict:
     for name, tensor in tensors.items():
         expected[name].copy_(tensor)
     return config
+
+
+def dense_from(model: DiT, state: dict[str, Tensor]) -> DiT:
+    """A plain DiT of a model's configuration, on its device, with the tensors of `state`."""
+    dense = DiT(model.config).to(model.pos_embed.device)
+    dense.load_state_dict(state)
+    return dense
 
 
 def squared_distance(before: dict[str, Tensor], after: dict[str, Tensor]) -> float:

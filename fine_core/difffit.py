@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fine_core.delta import train_only
+from fine_core.delta import dense_from, train_only
 from fine_core.dit import DiT
 
 TRAINABLE_WORDS = ("bias", "norm", "gamma", "y_embedder")
@@ -49,8 +49,7 @@ def apply_difffit(model: DiT, *, span: float = DEFAULT_SPAN) -> None:
 def fold_scales(model: DiT) -> DiT:
     """The dense DiT that computes the same: every gamma goes into the weight and bias before it. `model` is left alone."""
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("gamma")}
-    dense = DiT(model.config).to(model.pos_embed.device)
-    dense.load_state_dict(state)
+    dense = dense_from(model, state)
     for (module, _, _), (_, _, linear) in zip(_scaled_modules(model), _scaled_modules(dense), strict=True):
         if hasattr(module, "gamma"):
             linear.weight *= module.gamma[:, None]

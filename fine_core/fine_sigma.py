@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fine_core.delta import train_only
+from fine_core.delta import dense_from, train_only
 from fine_core.dit import DiT
 from fine_core.factorized import BLOCK_MATRICES
 from fine_core.learngene import Learngene
@@ -29,13 +29,13 @@ def _add_sigma(linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) ->
 
 def apply_fine_sigma(model: DiT, learngene: Learngene, *, width_mode: str) -> None:
     """Add d_l (R,) to every block matrix and train it alone. Raises ValueError if the learngene is narrower."""
-    factors = learngene.assemble(model.config.size, width_mode=width_mode)
     device = model.pos_embed.device
+    factors = learngene.assemble(model.config.size, width_mode=width_mode).to(device)
     for matrix, linear in _linears(model):
         linear.delta_sigma = nn.Parameter(torch.zeros(factors.rank, device=device))
         # Not in the state dict: the factors belong to the learngene, which is stored once.
-        linear.register_buffer("left", factors.left[matrix].detach().to(device), persistent=False)  # (out, R)
-        linear.register_buffer("right", factors.right[matrix].detach().to(device), persistent=False)  # (in, R)
+        linear.register_buffer("left", factors.left[matrix].detach(), persistent=False)  # (out, R)
+        linear.register_buffer("right", factors.right[matrix].detach(), persistent=False)  # (in, R)
         linear.register_forward_hook(_add_sigma)
     train_only(model, lambda name: name.endswith("delta_sigma"))
 
@@ -43,8 +43,7 @@ def apply_fine_sigma(model: DiT, learngene: Learngene, *, width_mode: str) -> No
 @torch.no_grad()
 def merge_fine_sigma(model: DiT) -> DiT:
     """The dense DiT that computes the same. `model` is left alone."""
-    dense = DiT(model.config).to(model.pos_embed.device)
-    dense.load_state_dict({name: t for name, t in model.state_dict().items() if not name.endswith("delta_sigma")})
+    dense = dense_from(model, {name: t for name, t in model.state_dict().items() if not name.endswith("delta_sigma")})
     for (_, source), (_, target) in zip(_linears(model), _linears(dense), strict=True):
         target.weight += (source.left * source.delta_sigma) @ source.right.T
     return dense

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fine_core.delta import train_only
+from fine_core.delta import dense_from, train_only
 from fine_core.dit import DiT
 
 LABEL_TABLE = "y_embedder"
@@ -50,9 +50,7 @@ def merge_lora(model: DiT) -> DiT:
     state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
     for name, layer in layers.items():
         state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight("default")
-    dense = DiT(model.config).to(model.pos_embed.device)
-    dense.load_state_dict(state)
-    return dense
+    return dense_from(model, state)
 
 
 class Adapter(nn.Module):

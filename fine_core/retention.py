@@ -30,7 +30,7 @@ FAMILIES = {
 class RetentionSchedule:
     """One schedule: a family and its parameter (None where the family has none).
 
-    linear is power with s = 1; complement is xi = 1 - (t/T)^tau beside psi = (t/T)^tau; cosine is sin^2 and cos^2;
+    linear is power with s = 1; complement is xi = 1 - (t/T)^tau beside psi = ((t+1)/T)^tau; cosine is sin^2 and cos^2;
     constant adapts and retains alike everywhere; cutoff adapts from a timestep on and retains below it.
     """
 
@@ -44,8 +44,7 @@ class RetentionSchedule:
         if family not in FAMILIES:
             names = ", ".join(name + (":NUMBER" if takes else "") for name, takes in FAMILIES.items())
             raise ValueError(f"unknown schedule {text!r}; choose one of {names}")
-        takes = FAMILIES[family]
-        if takes is None:
+        if FAMILIES[family] is None:
             if value:
                 raise ValueError(f"schedule {family!r} takes no number, got {text!r}")
             return cls(family=family)
@@ -54,14 +53,17 @@ class RetentionSchedule:
         except ValueError:
             example = f"{family}:{300 if family == 'cutoff' else 0.5}"
             raise ValueError(f"schedule {text!r} needs a number, such as {example}") from None
+        return cls(family=family, parameter=parameter)
+
+    def __post_init__(self) -> None:
+        parameter = self.parameter
         valid = {
-            "power": 0 <= parameter < math.inf,
-            "complement": 0 < parameter < math.inf,
+            "power": parameter is not None and 0 <= parameter < math.inf,
+            "complement": parameter is not None and 0 < parameter < math.inf,
             "cutoff": parameter in range(1, NUM_TIMESTEPS),
         }
-        if not valid[family]:
-            raise ValueError(f"schedule {text!r} is out of range: {family} takes the {takes}")
-        return cls(family=family, parameter=parameter)
+        if not valid.get(self.family, self.family in FAMILIES and parameter is None):
+            raise ValueError(f"schedule '{self}' is out of range: {self.family} takes {FAMILIES.get(self.family)}")
 
     def __str__(self) -> str:
         return self.family if self.parameter is None else f"{self.family}:{self.parameter:g}"

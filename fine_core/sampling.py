@@ -56,10 +56,10 @@ def _scheduler(spec: SamplerSpec, learn_sigma: bool):
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """Another model takes the last `share` of the denoising steps, those at the data end, with the null label."""
+    """Another model takes the last `steps` of the denoising steps, those at the data end, with the null label."""
 
     model: DiT
-    share: float
+    steps: int
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def sample_images(
     x = torch.randn(shape, generator=generator, device=device) * scheduler.init_noise_sigma
     null_labels = torch.full_like(labels, config.num_classes)
     extra = {"generator": generator} if spec.sampler in ("ddim", "ddpm") else {}
-    first_tail_step = spec.sampling_steps if tail is None else round(spec.sampling_steps * (1 - tail.share))
+    first_tail_step = spec.sampling_steps - (0 if tail is None else tail.steps)
     for step, timestep in enumerate(scheduler.timesteps.tolist()):
         t = torch.full_like(labels, timestep)
         in_tail = step >= first_tail_step

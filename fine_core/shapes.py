@@ -115,14 +115,14 @@ class _Layout:
 
 
 def _draw_layout(num_scenes: int, generator: torch.Generator) -> _Layout:
-    u = torch.rand(num_scenes, 18, generator=generator)
+    u = torch.rand(num_scenes, 20, generator=generator)
     scale = 1.3 + 0.5 * u[:, 0]
     position = torch.stack([1.0 * u[:, 1] - 0.5, 0.5 * scale, 0.8 * u[:, 2] - 0.4], dim=1)
     hue = torch.stack([torch.zeros(num_scenes), 2.1 * torch.ones(num_scenes), 4.2 * torch.ones(num_scenes)], dim=1)
     shades = 0.5 + 0.35 * torch.cos(hue[:, None] + 6.3 * u[:, 3:6, None] + 0.3 * u[:, 6:15].reshape(-1, 3, 3))
     light = F.normalize(torch.stack([1.6 * u[:, 15] - 0.8, torch.ones(num_scenes), 0.4 + 0.6 * u[:, 16]], dim=1), dim=1)
-    pattern = torch.stack([3.0 + 3.0 * u[:, 17], 6.3 * u[:, 5]], dim=1)
-    return _Layout(position=position, scale=scale, yaw=6.3 * u[:, 4], colors=shades, light=light, pattern=pattern)
+    pattern = torch.stack([3.0 + 3.0 * u[:, 17], 6.3 * u[:, 18]], dim=1)
+    return _Layout(position=position, scale=scale, yaw=6.3 * u[:, 19], colors=shades, light=light, pattern=pattern)
 
 
 def render_scenes(labels: Tensor, solids: tuple[str, ...], *, image_size: int, generator: torch.Generator) -> Scenes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlflow_setup.report import COLORS, MARKERS, Rows, by_method, pyplot
+from mlflow_setup.report import COLORS, MARKERS, Rows, by_method, provenance_line, pyplot
 
 
 def draw_schedules(schedules: dict[str, dict[str, list[float]]], path: Path) -> Path:
@@ -40,9 +40,7 @@ def draw_curves(rows: Rows, path: Path) -> Path:
     ax.set_ylim(bottom=0)
     ax.grid(alpha=0.3)
     ax.legend()
-    seeds = max(row["num_seeds"] for row in rows)
-    note = f"{seeds} seeds, bars: standard error" if seeds > 1 else "1 seed"
-    figure.suptitle(f"Chain of forgetting, {rows[0]['size']}\n{rows[0]['protocol']} | {note}", fontsize=9)
+    figure.suptitle(f"Chain of forgetting, {rows[0]['size']}\n{provenance_line(rows)}", fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

@@ -30,6 +30,12 @@ def pyplot():
     return plt
 
 
+def provenance_line(rows: Rows) -> str:
+    """Protocol and number of seeds, as every figure states them."""
+    seeds = max(row["num_seeds"] for row in rows)
+    return f"{rows[0]['protocol']} | {f'{seeds} seeds, bars: standard error' if seeds > 1 else '1 seed'}"
+
+
 def write_csv(rows: Rows, path: Path) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -81,9 +87,7 @@ def draw_front(rows: Rows, path: Path, *, title: str) -> Path:
     axes[0].set_ylabel("FID (lower is better)")
     axes[0].set_ylim(0, 1.1 * max(row["fid"] + (row["fid_stderr"] or 0.0) for row in rows))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    seeds = max(row["num_seeds"] for row in rows)
-    note = f"{seeds} seeds, bars: standard error" if seeds > 1 else "1 seed"
-    figure.suptitle(f"{title} (thin lines: each method's own front)\n{rows[0]['protocol']} | {note}", fontsize=10)
+    figure.suptitle(f"{title} (thin lines: each method's own front)\n{provenance_line(rows)}", fontsize=10)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sweeps.pareto import method_name, standard_error, transferred_initializations
 from trainables.spec import CurveSpec, TransferSpec
 
 
@@ -19,17 +20,18 @@ def used_schedules(transfers: Sequence[TransferSpec]) -> dict[str, dict[str, lis
 
 def curve_rows(results: Sequence[tuple[CurveSpec, dict[str, Any]]]) -> list[dict[str, Any]]:
     """One row per transfer method and share, averaged over the seeds."""
+    sources = transferred_initializations(job.transfer for job, _ in results)
     fids: dict[tuple[str, str, str, float], list[float]] = defaultdict(list)
     for job, record in results:
         for share, fid in zip(record["shares"], record["fids"], strict=True):
-            fids[(job.transfer.method_label, job.transfer.size.name, record["protocol"], share)].append(fid)
+            fids[(method_name(job.transfer, sources), job.transfer.size.name, record["protocol"], share)].append(fid)
     return [
         {
             "method": method,
             "size": size,
             "share": share,
             "fid": float(np.mean(values)),
-            "fid_stderr": float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None,
+            "fid_stderr": standard_error(values),
             "num_seeds": len(values),
             "protocol": protocol,
         }

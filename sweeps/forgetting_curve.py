@@ -44,7 +44,12 @@ def _request(options: dict[str, Any]) -> Request:
         if transfer.model.input_size != transfer.base.model.input_size:
             raise ValueError(f"the base model has never seen images as large as those of {transfer.dataset!r}")
     curves = [CurveSpec(transfer=transfer, shares=options["shares"]) for transfer in transfers]
-    return Request(grid=grid, plan=plan_jobs(bases, transfers, curves), runner=runner_from(options, grid.batch_size))
+    return Request(
+        grid=grid,
+        plan=plan_jobs(bases, transfers, curves),
+        runner=runner_from(options, grid.batch_size),
+        params={"size": f"L{depth}-D{width}", "shares": options["shares"]},
+    )
 
 
 def _chosen_size(grid: GridSpec, name: str | None) -> tuple[int, int]:

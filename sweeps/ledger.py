@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sweeps.pareto import Results
+from sweeps.pareto import Results, method_name, transferred_initializations
 from trainables.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
 from trainables.spec import FineSpec, JobSpec, TransferSpec, TrialSpec
 from trainables.store import Store
@@ -25,9 +25,10 @@ def ledger_rows(results: Results, store: Store) -> list[dict[str, Any]]:
     What a method's points share is counted once. A transfer needs its base model beside its delta: the base is a row of its
     initialization's, not of every transfer's. Seeds are repeats of the same point; the first of them is kept.
     """
+    sources = transferred_initializations(job for job, _ in results)
     kept: dict[tuple, tuple[TrialSpec | TransferSpec, dict[str, Any]]] = {}
     for job, record in sorted(results, key=lambda result: result[0].seed):
-        kept.setdefault((_method(job), job.size), (job, record))
+        kept.setdefault((method_name(job, sources), job.size), (job, record))
     rows = []
     for method in sorted({method for method, _ in kept}):
         members = [pair for (name, _), pair in kept.items() if name == method]
@@ -37,12 +38,6 @@ def ledger_rows(results: Results, store: Store) -> list[dict[str, Any]]:
             what = "dense weights" if isinstance(job, TrialSpec) else f"delta to {job.base.initialization.name}"
             rows.append(_row(method, "serve", job, f"{job.size.name}, {what}", record))
     return rows
-
-
-def _method(job: TrialSpec | TransferSpec) -> str:
-    if isinstance(job, TrialSpec):
-        return job.initialization.name
-    return f"{job.method_label} from {job.initialization.name}"
 
 
 def _kept_to_initialize(job: TrialSpec | TransferSpec) -> list[JobSpec]:

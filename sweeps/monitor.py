@@ -106,6 +106,7 @@ class ProgressView:
     def begin_stage(self, name: str, num_jobs: int) -> None:
         if self.stage is not None:
             self.progress.remove_task(self.stage)
+        self.best = None  # stages score on different datasets
         self.stage = self.progress.add_task(f"stage {name}", total=num_jobs, info="starting workers")
         if not self.console.is_terminal:
             self.console.print(f"stage {name}: {num_jobs} jobs")
@@ -168,22 +169,22 @@ def show_front(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     transferred = any(row["transfer"] != "none" for row in rows)
     several_seeds = rows[0]["front_probability"] is not None
     columns = ["", "point", "parameters", "FID", *(["P(front)"] if several_seeds else []), "trained"]
-    columns += (
-        ["delta bytes", "train s", "source FID", "distance"] if transferred else ["MACs", "bytes", "KID", "train s", "eval s"]
-    )
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("", "point") else "right", no_wrap=True)
+    columns += ["delta bytes", "source FID"] if transferred else ["MACs", "bytes", "KID"]
+    for column in [*columns, "train s", "eval s"]:
+        is_text = column in ("", "point")  # only the point's name may be broken: a number cut off would be a wrong one
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "point")
     for row in rows:
         error = "" if row["fid_stderr"] is None else f" ± {row['fid_stderr']:.3f}"
         cells = [f"{row['params_total']:,}", f"{row['fid']:.3f}{error}"]
         cells += [f"{row['front_probability']:.2f}"] if several_seeds else []
         cells += [f"{row['params_trainable']:,}"]
-        train_s = f"{row['train_s']:.1f}"
         if transferred:
-            forgotten = ["" if row[name] is None else f"{row[name]:.2f}" for name in ("source_fid", "distance")]
-            cells += [f"{row['serve_bytes']:,}", train_s, *forgotten]
+            known = row["source_fid"] is not None
+            source_fid = f"{row['source_fid_before']:.1f} -> {row['source_fid']:.1f}" if known else ""
+            cells += [f"{row['serve_bytes']:,}", source_fid]
         else:
-            cells += [amount(row["macs"]), f"{row['serve_bytes']:,}", f"{row['kid']:.4f}", train_s, f"{row['eval_s']:.1f}"]
+            cells += [amount(row["macs"]), f"{row['serve_bytes']:,}", f"{row['kid']:.4f}"]
+        cells += [f"{row['train_s']:.1f}", f"{row['eval_s']:.1f}"]
         style = "bold green" if row["front_params_total"] else None
         table.add_row("*" if row["front_params_total"] else "", row["label"], *cells, style=style)
     console.print(table)

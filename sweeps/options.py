@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fine_core.sampling import SAMPLERS, SamplerSpec
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
 from sweeps.monitor import show_plan
 from sweeps.planning import GridSpec, Plan
-from sweeps.presets import PRESETS, Preset
+from sweeps.presets import PRESETS
 from sweeps.running import RUNNERS, RunnerSpec, num_cpus
 from sweeps.transfer_planning import TransferGridSpec
 from trainables.initializations import INITIALIZATIONS
@@ -196,6 +196,7 @@ class Request:
     grid: GridSpec
     plan: Plan
     runner: RunnerSpec
+    params: dict[str, Any] = field(default_factory=dict)  # recorded beside the grid's
 
 
 def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, Any]], Request]) -> None:
@@ -227,7 +228,7 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
     sweep = Sweep(
         name,
         plan,
-        _params(asked.grid),
+        _params(asked.grid) | asked.params,
         store=store,
         tracking=tracking,
         runner=runner,
@@ -252,12 +253,5 @@ def _params(grid: GridSpec) -> dict[str, Any]:
 
 def preset_grid(name: str) -> GridSpec:
     """The grid of a preset, for benchmarks."""
-    preset = {field.name: getattr(PRESETS[name], field.name) for field in fields(Preset)}
-    for option in _LISTS:
-        preset[option] = tuple(preset[option].split(","))
-    for option in ("depths", "widths", "seeds"):
-        preset[option] = tuple(int(part) for part in preset[option])
-    return grid_from({**preset, "transfer_from": None})
-
-
-_LISTS = ("depths", "widths", "seeds", "methods", "transfer", "schedules")
+    command = grid_options(click.Command("preset", callback=lambda **options: None))
+    return grid_from(command.make_context("preset", ["--preset", name]).params)

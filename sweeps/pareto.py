@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from trainables.spec import TransferSpec, TrialSpec
 
 COSTS = ("params_total", "macs", "serve_bytes", "params_trainable")
 MEANS = ("fid", "kid", "train_s", "eval_s")
-FORGETTING = ("source_fid", "distance", "distance_per_parameter")
+FORGETTING = ("source_fid", "source_fid_before", "distance", "tuned_distance", "tuned_distance_per_parameter")
 NUM_DRAWS = 4000
 
 Results = Sequence[tuple[TrialSpec | TransferSpec, dict[str, Any]]]
@@ -47,8 +47,10 @@ class Point:
     train_s: float
     eval_s: float
     source_fid: float | None
+    source_fid_before: float | None
     distance: float | None
-    distance_per_parameter: float | None
+    tuned_distance: float | None
+    tuned_distance_per_parameter: float | None
 
     @property
     def label(self) -> str:
@@ -57,10 +59,10 @@ class Point:
 
 def points_from(results: Results) -> list[Point]:
     """Average the seeds of every (method, size, protocol): base models before transfers, cheapest first."""
-    sources = {job.initialization.name for job, _ in results if isinstance(job, TransferSpec)}
+    sources = transferred_initializations(job for job, _ in results)
     groups: dict[tuple, list[tuple[TrialSpec | TransferSpec, dict[str, Any]]]] = defaultdict(list)
     for job, record in results:
-        groups[(_method(job, sources), job.size, record["protocol"])].append((job, record))
+        groups[(method_name(job, sources), job.size, record["protocol"])].append((job, record))
     points = []
     for (method, size, protocol), members in groups.items():
         metrics = [record["metrics"] for _, record in members]
@@ -78,7 +80,7 @@ def points_from(results: Results) -> list[Point]:
                 protocol=protocol,
                 trial_ids=" ".join(job.id for job, _ in members),
                 num_seeds=len(members),
-                fid_stderr=float(np.std(fids, ddof=1) / np.sqrt(len(fids))) if len(fids) > 1 else None,
+                fid_stderr=standard_error(fids),
                 **{name: _mean(metrics, name) for name in MEANS},
                 **{name: _mean(metrics, f"forgetting/{name}") for name in FORGETTING},
                 **{cost: metrics[0][cost] for cost in COSTS},
@@ -87,7 +89,17 @@ def points_from(results: Results) -> list[Point]:
     return sorted(points, key=lambda p: (p.transfer != "none", p.params_total, p.fid))
 
 
-def _method(job: TrialSpec | TransferSpec, sources: set[str]) -> str:
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean of independent values; None for a single one."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def transferred_initializations(jobs: Iterable[TrialSpec | TransferSpec]) -> set[str]:
+    """Whose base models are transferred."""
+    return {job.initialization.name for job in jobs if isinstance(job, TransferSpec)}
+
+
+def method_name(job: TrialSpec | TransferSpec, sources: set[str]) -> str:
     """What a point is called beside its size; where base models of several initializations are taken, whose it was."""
     if isinstance(job, TrialSpec):
         return job.initialization.name

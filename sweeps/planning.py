@@ -188,15 +188,8 @@ def predicted_serve_bytes(point: TrialSpec | TransferSpec) -> int:
     """Bytes of the fp32 tensors that a point stores: all weights, or what a transfer trains (the file adds a few kB)."""
     if isinstance(point, TrialSpec):
         return 4 * count_parameters(point.model)
-    return 4 * trained_parameters(point)
-
-
-def trained_parameters(point: TrialSpec | TransferSpec) -> int:
-    """Parameters that a point trains. Allocates nothing."""
-    if isinstance(point, TrialSpec):
-        return count_parameters(point.model)
     rank = point.initialization.learngene.rank if isinstance(point.initialization, FineSpec) else None
-    return _trained_by(point.method, point.model, point.gamma_span, rank)
+    return 4 * _trained_by(point.method, point.model, point.gamma_span, rank)
 
 
 @lru_cache(maxsize=4096)
@@ -208,7 +201,7 @@ def _sampled_images(job: JobSpec) -> list[tuple[int, SamplerSpec, int]]:
     """(number, sampler, batch size) of every set of images that a job draws."""
     match job:
         case TrialSpec():
-            scored = [job.evaluation]
+            scored = [job.evaluation] * 2  # with labels, and under the null label
         case TransferSpec():
             scored = [job.evaluation, job.base.evaluation]  # on the target, and on the source for forgetting
         case BankSpec():

@@ -21,7 +21,7 @@ from mlflow_setup.view import save_chart_view
 from sweeps.curves import curve_rows, used_schedules
 from sweeps.ledger import ledger_rows, ledger_totals
 from sweeps.monitor import ProgressView, duration, show_curves, show_front, show_ledger
-from sweeps.pareto import Point, Results, by_protocol, points_from, report_rows
+from sweeps.pareto import Point, Results, by_protocol, method_name, points_from, report_rows, transferred_initializations
 from sweeps.planning import Plan
 from sweeps.running import RunnerSpec, cluster_slots, connect_cluster, run_stage
 from trainables.files import SAMPLES_FILE
@@ -134,7 +134,7 @@ class Sweep:
 
     def _start_child(self, job: SCORED) -> None:
         size, transfer = job.size, job.method if isinstance(job, TransferSpec) else "none"
-        method = job.method_label if isinstance(job, TransferSpec) else job.initialization.name
+        method = method_name(job, transferred_initializations(self.plan.points))
         tags = {"method": method, "initialization": job.initialization.name, "transfer": transfer, "dataset": job.dataset}
         tags |= {"depth": str(size.depth), "width": str(size.width), "pareto": "unknown"}
         params = {"method": method, "depth": size.depth, "width": size.width, "num_heads": size.num_heads}

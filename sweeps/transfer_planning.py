@@ -36,24 +36,31 @@ class TransferGridSpec:
         methods = [transfer_method(name) for name in self.methods]
         for method in methods:
             method.check_installed()
+        check(self.retention_weight >= 0, f"retention_weight is {self.retention_weight}; it must be 0 or more")
         check(0 <= self.gamma_span <= 1, f"gamma_span is {self.gamma_span}; it must be between 0 and 1")
         takes = [method.name for method in methods if method.rehearses]
         check(bool(self.schedules) or not takes, f"schedules is empty; {', '.join(takes)} needs at least one")
-        for name in self.initializations:
-            unmet = [method.name for method in methods if method.needs_learngene and name != "fine"]
-            check(not unmet, f"{', '.join(unmet)} needs base models that come from a learngene; leave {name!r} out")
+        applies = any(self._applies(method.name, name) for method in methods for name in self.initializations)
+        check(applies, f"{', '.join(self.methods)} needs base models of fine; add fine to --methods, or another --transfer")
         self.parsed_schedules()
 
     def parsed_schedules(self) -> list[RetentionSchedule]:
         """The schedules, each once. Raises ValueError for one that is not known."""
         return list(dict.fromkeys(RetentionSchedule.parse(text) for text in self.schedules))
 
+    @staticmethod
+    def _applies(method: str, initialization: str) -> bool:
+        """Whether base models of an initialization have what a method needs."""
+        return initialization == "fine" or not transfer_method(method).needs_learngene
+
     def transfers(self, base: TrialSpec) -> list[TransferSpec]:
-        """Every transfer of one base model. Raises ValueError if the target does not fit it."""
+        """Every transfer that a base model can take. Raises ValueError if the target does not fit it."""
         if base.initialization.name not in self.initializations:
             return []
         found = []
         for name in self.methods:
+            if not self._applies(name, base.initialization.name):
+                continue
             schedules = self.parsed_schedules() if transfer_method(name).rehearses else [None]
             found += [self._transfer(base, name, schedule) for schedule in schedules]
         return found
@@ -61,13 +68,14 @@ class TransferGridSpec:
     def _transfer(self, base: TrialSpec, name: str, schedule: RetentionSchedule | None) -> TransferSpec:
         method, rehearsal, bank = transfer_method(name), None, None
         if schedule is not None:
+            retains = method.retains and self.retention_weight > 0
             rehearsal = RehearsalSpec(
                 schedule=schedule,
                 weighting=self.weighting,
-                retention_weight=self.retention_weight,
-                source_ratio=self.source_ratio,
+                retention_weight=self.retention_weight if retains else 0.0,
+                source_ratio=self.source_ratio if retains else None,
             )
-            if method.uses_bank and self.retention_weight > 0:
+            if method.uses_bank and retains:
                 bank = BankSpec(base=base, num_images=self.bank_images, sampler=self.bank_sampler)
         transfer = TransferSpec(
             base=base,
@@ -77,7 +85,7 @@ class TransferGridSpec:
             gamma_span=self.gamma_span if method.uses_scales else None,
             dataset=self.target,
             training=replace(base.training, steps=self.steps, lr=self.lr * method.lr_factor),
-            evaluation=replace(base.evaluation, reference_split="pool"),
+            evaluation=base.evaluation,
             extractor=ExtractorSpec(dataset=self.target),
             seed=base.seed,
         )

@@ -54,8 +54,9 @@ def tiny_trial(method: str = "fine", *, steps: int = 8, sigma_steps: int = 4, se
 
 
 def tiny_rehearsal(schedule: str = "linear", **changes) -> RehearsalSpec:
-    values = {"weighting": "sampling", "retention_weight": 0.5, "source_ratio": 0.25}
-    return RehearsalSpec(schedule=RetentionSchedule.parse(schedule), **{**values, **changes})
+    values = {"weighting": "sampling", "retention_weight": 0.5, **changes}
+    source_ratio = 0.25 if values["retention_weight"] > 0 else None
+    return RehearsalSpec(schedule=RetentionSchedule.parse(schedule), source_ratio=source_ratio, **values)
 
 
 def tiny_bank(base: TrialSpec) -> BankSpec:

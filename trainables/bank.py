@@ -28,7 +28,7 @@ def run_bank(job: BankSpec, folder: Path, store: Store, run: RunContext) -> dict
     labels = bank_labels(job.num_images, job.model.num_classes, seed=job.seed).to(run.device).split(job.batch_size)
     seed = stream_seed(job.seed, "bank")
     state = restore_checkpoint(run) or {"batches": [], "sampling_s": 0.0}
-    done: list[torch.Tensor] = state["batches"]
+    done: list[torch.Tensor] = [batch.cpu() for batch in state["batches"]]
     started, sampling_s = time.perf_counter(), state["sampling_s"]
     rounds_per_report = max(1, len(labels) // (NUM_REPORTS * run.num_workers))
     for round_, first in enumerate(range(len(done), len(labels), run.num_workers)):

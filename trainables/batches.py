@@ -95,7 +95,7 @@ class DenoisingBatches:
     ) -> None:
         self.data, self.training, self.null_label = data.to(device), training, null_label
         self.seed, self.device = seed, device
-        self.batch_size = batch_size or training.batch_size
+        self.batch_size = training.batch_size if batch_size is None else batch_size
         self.order = BatchOrder(len(data), self.batch_size, seed, device)
         self.probabilities = (uniform_probabilities() if probabilities is None else probabilities).to(device)
         self.weights = torch.ones(NUM_TIMESTEPS, device=device) if weights is None else weights.float().to(device)

@@ -17,12 +17,14 @@ from trainables.transfer import load_base, load_transferred
 
 
 def run_curve(job: CurveSpec, store: Store, run: RunContext) -> dict[str, Any]:
-    """Score the transferred model once for every share of replaced steps."""
+    """Score the transferred model once for every number of replaced steps that the shares come to."""
     transfer = job.transfer
     tuned = load_transferred(transfer, store).to(run.device)
     base = load_base(transfer, store).to(run.device).eval()
     started, fids, protocol = time.perf_counter(), [], ""
-    for done, share in enumerate(job.shares):
+    sampling_steps = transfer.evaluation.sampler.sampling_steps
+    replaced = sorted({round(share * sampling_steps) for share in job.shares})
+    for done, steps in enumerate(replaced):
         scores = score_model(
             tuned,
             transfer.evaluation,
@@ -30,14 +32,14 @@ def run_curve(job: CurveSpec, store: Store, run: RunContext) -> dict[str, Any]:
             store=store,
             seed=transfer.seed,
             run=run,
-            tail=Tail(model=base, share=share),
+            tail=Tail(model=base, steps=steps),
         )
         fids.append(scores.fid)
         protocol = scores.protocol
-        run.report({"step": done + 1, "total_steps": len(job.shares), "phase": "sampling", "history": []}, None)
+        run.report({"step": done + 1, "total_steps": len(replaced), "phase": "sampling", "history": []}, None)
     return {
         "metrics": {"eval_s": time.perf_counter() - started},
-        "shares": list(job.shares),
+        "shares": [steps / sampling_steps for steps in replaced],
         "fids": fids,
         "protocol": protocol,
     }

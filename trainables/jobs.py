@@ -26,7 +26,7 @@ from trainables.initializations import recipe_for
 from trainables.initializations.fine import LearngeneRecipe
 from trainables.loop import Progress, Recipe, train
 from trainables.provenance import PeakMemory, provenance
-from trainables.scoring import save_grid, score_model
+from trainables.scoring import save_grid, score_model, score_source
 from trainables.spec import BankSpec, CurveSpec, ExtractorSpec, FineSpec, JobSpec, LearngeneSpec, TransferSpec, TrialSpec
 from trainables.store import Store
 from trainables.transfer import run_transfer
@@ -104,6 +104,7 @@ def _run_trial(job: TrialSpec, folder: Path, store: Store, run: RunContext, ever
     recipe = recipe_for(job, lambda spec: Learngene.load(store.fetch(spec, LEARNGENE_FILE)))
     model, progress = _train(recipe, job, run, every)
     scores = score_model(model, job.evaluation, job.extractor, store=store, seed=job.seed, run=run)
+    source = score_source(model, job, store, run)
     if run.rank != 0:
         return {"metrics": {}}
     save_model(model, folder / MODEL_FILE)
@@ -111,7 +112,8 @@ def _run_trial(job: TrialSpec, folder: Path, store: Store, run: RunContext, ever
     metrics = {
         "fid": scores.fid,
         "kid": scores.kid,
-        "eval_s": scores.eval_s,
+        "source_fid": source.fid,
+        "eval_s": scores.eval_s + source.eval_s,
         "train_s": progress.train_s,
         "train_steps": progress.step,
         "params_total": count_parameters(job.model),
@@ -120,7 +122,8 @@ def _run_trial(job: TrialSpec, folder: Path, store: Store, run: RunContext, ever
         "serve_bytes": (folder / MODEL_FILE).stat().st_size,
         "initialize_bytes": _initialize_bytes(job, store),
     }
-    return {"metrics": metrics, "protocol": scores.protocol, "history": progress.history}
+    protocols = {"protocol": scores.protocol, "source_protocol": source.protocol}
+    return {"metrics": metrics, **protocols, "history": progress.history}
 
 
 def _initialize_bytes(job: TrialSpec, store: Store) -> int:

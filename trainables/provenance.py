@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("fine-sweeps", "torch", "timm", "diffusers", "torchmetrics", "ray", "numpy")
+PACKAGES = ("fine-sweeps", "torch", "timm", "diffusers", "peft", "torchmetrics", "ray", "numpy")
 
 
 @lru_cache(maxsize=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from fine_core.extractor import extract_features, load_extractor
 from fine_core.sampling import Tail, sample_batch
 from trainables.context import RunContext
 from trainables.files import EXTRACTOR_FILE, FEATURES_FILE
-from trainables.spec import ExtractorSpec
+from trainables.spec import ExtractorSpec, TrialSpec
 from trainables.store import Store
 
 NUM_SHOWN_SAMPLES = 40
@@ -58,6 +58,12 @@ def score_model(
         shown=shown,
         eval_s=time.perf_counter() - started,
     )
+
+
+def score_source(model: DiT, base: TrialSpec, store: Store, run: RunContext) -> Scores:
+    """Score what a model knows of a base model's dataset under the null label, by the base's own protocol otherwise."""
+    spec = replace(base.evaluation, unconditional=True)
+    return score_model(model, spec, base.extractor, store=store, seed=base.seed, run=run)
 
 
 def _sample_features(

@@ -197,18 +197,31 @@ class RehearsalSpec:
     """How Diff-Tuning spreads adaptation and retention over the timesteps.
 
     `weighting`: the schedule as probabilities of timesteps (the released code), or as loss weights (the paper's formula).
-    `source_ratio` of a batch is rehearsed, at `retention_weight` times the target's mean loss.
+    `source_ratio` of a batch is rehearsed, at `retention_weight` times the target's mean loss; None and 0 if nothing is.
     """
 
     schedule: RetentionSchedule
     weighting: str
     retention_weight: float
-    source_ratio: float
+    source_ratio: float | None
 
     def __post_init__(self) -> None:
         check(self.weighting in WEIGHTINGS, f"unknown weighting {self.weighting!r}; choose one of {', '.join(WEIGHTINGS)}")
         check(self.retention_weight >= 0, f"retention_weight is {self.retention_weight}; it must be 0 or more")
-        check(0 < self.source_ratio < 1, f"source_ratio is {self.source_ratio}; it must be between 0 and 1")
+        check(
+            (self.retention_weight == 0) == (self.source_ratio is None),
+            "source_ratio must be None if and only if retention_weight is 0",
+        )
+        check(
+            self.source_ratio is None or 0 < self.source_ratio < 1,
+            f"source_ratio is {self.source_ratio}; it must be between 0 and 1",
+        )
+
+    def rehearsed_per_batch(self, batch_size: int) -> int:
+        """Images of a batch that are rehearsed. Raises ValueError if none is left for the target."""
+        number = max(1, round(batch_size * self.source_ratio))
+        check(number < batch_size, f"a source_ratio of {self.source_ratio} leaves no target image in a batch of {batch_size}")
+        return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +242,14 @@ class TransferSpec(JobSpec):
     evaluation: EvaluationSpec
     extractor: ExtractorSpec
     seed: int
+
+    def __post_init__(self) -> None:
+        check(
+            self.dataset != self.base.dataset,
+            f"target {self.dataset!r} is what the base models learned already; name another, or --transfer none",
+        )
+        if self.rehearsal is not None and self.rehearsal.source_ratio is not None:
+            self.rehearsal.rehearsed_per_batch(self.training.batch_size)
 
     @property
     def model(self) -> DiTConfig:

@@ -21,7 +21,7 @@ from trainables.context import RunContext
 from trainables.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
 from trainables.loop import Phase, train
 from trainables.methods import MethodOptions, TransferData, TransferMethod, transfer_method
-from trainables.scoring import save_grid, score_model
+from trainables.scoring import save_grid, score_model, score_source
 from trainables.spec import FineSpec, TransferSpec
 from trainables.store import Store
 
@@ -31,14 +31,14 @@ class TransferRecipe:
 
     skips_parameters = False
 
-    def __init__(self, job: TransferSpec, base: DiT, options: MethodOptions) -> None:
-        self.job, self.base, self.options = job, base, options
+    def __init__(self, job: TransferSpec, base: DiT, options: MethodOptions, device: torch.device) -> None:
+        self.base, self.options, self.device = base, options, device
         self.method: TransferMethod = transfer_method(job.method)
         self.phases = (Phase(name=job.method, steps=job.training.steps, lr=job.training.lr),)
         self.start: dict[str, Tensor] = {}
 
     def model_for(self, phase: int, previous: nn.Module | None) -> DiT:
-        model = copy.deepcopy(self.base)
+        model = copy.deepcopy(self.base).to(self.device)
         self.method.prepare(model, self.options)
         self.start = {name: tensor.clone() for name, tensor in trainable_tensors(model).items()}
         return model
@@ -73,25 +73,23 @@ def load_transferred(job: TransferSpec, store: Store) -> DiT:
 
 
 def run_transfer(job: TransferSpec, folder: Path, store: Store, run: RunContext, every: int) -> dict[str, Any]:
-    base = load_base(job, store).to(run.device).eval()
-    recipe = TransferRecipe(job, base, method_options(job, store))
+    base = load_base(job, store).eval()
+    recipe = TransferRecipe(job, base, method_options(job, store), run.device)
     bank: ImageSet | None = None
     if job.bank is not None:
         bank, _ = load_bank(store.fetch(job.bank, BANK_FILE), null_label=job.model.num_classes)
-    data = TransferData(target=load_dataset(job.dataset, "train"), bank=bank, teacher=base, device=run.device)
+    data = TransferData(target=load_dataset(job.dataset, "train"), bank=bank, base=base, device=run.device)
     batches = recipe.method.batches(job, data)
     tuned, progress = train(recipe, batches=batches, training=job.training, run=run, checkpoint_every_steps=every)
     served = recipe.method.merge(tuned)
     scores = score_model(served, job.evaluation, job.extractor, store=store, seed=job.seed, run=run)
-    forgetting = _forgetting(job, served, store, run)
+    remembered = _source_scores(job, served, store, run)
     if run.rank != 0:
         return {"metrics": {}}
     config = {"method": job.method, "base": job.base.id, "transfer": job.id}
     save_delta(tuned, folder / DELTA_FILE, config)
     save_grid(scores.shown, folder / SAMPLES_FILE)
-    trained = trainable_tensors(tuned)
-    reference = recipe.start | {name: t for name, t in base.state_dict().items() if name in trained}
-    distance, num_trained = squared_distance(reference, trained), sum(t.numel() for t in trained.values())
+    num_trained = sum(tensor.numel() for tensor in trainable_tensors(tuned).values())
     metrics = {
         "fid": scores.fid,
         "kid": scores.kid,
@@ -102,25 +100,39 @@ def run_transfer(job: TransferSpec, folder: Path, store: Store, run: RunContext,
         "params_trainable": num_trained,
         "macs": served_macs(served, recipe.method),
         "serve_bytes": (folder / DELTA_FILE).stat().st_size,
-        "forgetting/distance": distance,
-        "forgetting/distance_per_parameter": distance / num_trained,
-        **forgetting,
+        **_distances(recipe, base, tuned, served),
+        **remembered,
         **_initialize_costs(job, store),
     }
     return {"metrics": metrics, "protocol": scores.protocol, "history": progress.history}
 
 
-def _forgetting(job: TransferSpec, served: DiT, store: Store, run: RunContext) -> dict[str, float]:
-    """FID on the source domain under the null label, after the transfer and of the base model.
+def _distances(recipe: TransferRecipe, base: DiT, tuned: DiT, served: DiT) -> dict[str, float]:
+    """Squared distances to the base (arXiv 2406.00773, the forgetting measure).
 
-    The classes have been given to the target, so the null label is where the source can still be remembered. Nothing is
-    measured at another resolution than the source's.
+    `tuned_distance` is over the trained tensors, in the method's own coordinates (new ones from their start), in all and
+    per parameter; `distance` is over the weights that are served, the same coordinates for every mergeable method.
+    """
+    trained, weights = trainable_tensors(tuned), base.state_dict()
+    own = squared_distance(recipe.start | {name: t for name, t in weights.items() if name in trained}, trained)
+    number = sum(tensor.numel() for tensor in trained.values())
+    distances = {"forgetting/tuned_distance": own, "forgetting/tuned_distance_per_parameter": own / number}
+    if recipe.method.mergeable:
+        distances["forgetting/distance"] = squared_distance(weights, served.state_dict())
+    return distances
+
+
+def _source_scores(job: TransferSpec, served: DiT, store: Store, run: RunContext) -> dict[str, float]:
+    """FID on the source domain under the null label, after the transfer; the base's own is in its record.
+
+    The classes have been given to the target, so the null label is where the source can still be remembered. (It learns of
+    the target too, from target images whose label was dropped.) Not measured at another resolution than the source's.
     """
     if job.model.input_size != job.base.model.input_size:
         return {}
-    spec = replace(job.base.evaluation, unconditional=True)
-    scores = score_model(served, spec, job.base.extractor, store=store, seed=job.seed, run=run)
-    return {"forgetting/source_fid": scores.fid, "forgetting/eval_s": scores.eval_s}
+    scores = score_source(served, job.base, store, run)
+    before = store.read_record(job.base)["metrics"]["source_fid"]
+    return {"forgetting/source_fid": scores.fid, "forgetting/source_fid_before": before, "forgetting/eval_s": scores.eval_s}
 
 
 def served_macs(served: DiT, method: TransferMethod) -> int:

@@ -6,7 +6,9 @@ import torch
 from fine_core.checkpoints import CheckpointError
 from fine_core.knowledge_bank import bank_labels, load_bank, save_bank
 from fine_core.sampling import SamplerSpec, Tail, sample_images
+from sweeps.curves import curve_rows
 from tests.tiny import DyingContext, Killed, random_dit, tiny_bank, tiny_config, tiny_learngene, tiny_transfer, tiny_trial
+from trainables.bank import run_bank
 from trainables.context import LocalContext
 from trainables.files import BANK_FILE
 from trainables.jobs import run_job
@@ -71,6 +73,33 @@ def test_a_bank_killed_and_resumed_is_the_uninterrupted_one(store, tmp_path):
     assert protocol["base"] == tiny_trial("fine").id and protocol["sampler"]["guidance_scale"] == 1.5
 
 
+class OneOfTwo(LocalContext):
+    """A worker of two; what the other has to say is put into `others`, and heard by it in turn."""
+
+    def __init__(self, folder, rank: int, said: dict[int, list]) -> None:
+        super().__init__(folder)
+        self.rank, self.num_workers, self.said = rank, 2, said
+        self.heard = 0
+
+    def gather(self, item):
+        self.said[self.rank].append(item)
+        other = self.said[1 - self.rank]
+        theirs = other[self.heard] if self.heard < len(other) else None
+        self.heard += 1
+        return [item, theirs] if self.rank == 0 else [theirs, item]
+
+
+def test_two_workers_draw_the_bank_that_one_does(store, tmp_path):
+    job = tiny_bank(tiny_trial("fine"))
+    run_job(job, store.location, LocalContext(tmp_path / "pad"), checkpoint_every_steps=4)
+    alone = bank_bytes(store)
+    store.delete_folder(job.folder)
+    said: dict[int, list] = {0: [], 1: []}
+    run_bank(job, tmp_path, store, OneOfTwo(tmp_path / "second", 1, said))  # speaks first
+    run_job(job, store.location, OneOfTwo(tmp_path / "first", 0, said), checkpoint_every_steps=4)
+    assert bank_bytes(store) == alone
+
+
 def draw(model, tail=None):
     generator = torch.Generator().manual_seed(0)
     return sample_images(model, torch.tensor([1, 2]), SamplerSpec(sampling_steps=6), generator=generator, tail=tail)
@@ -89,26 +118,38 @@ def test_the_tail_takes_its_share_of_the_steps_from_the_data_end():
             return self.model(x, t, y)
 
     model, base = Recording("tuned", random_dit()), Recording("base", random_dit(depth=1))
-    draw(model, Tail(model=base, share=1 / 3))
+    draw(model, Tail(model=base, steps=2))
     assert [name for name, _, _ in calls] == ["tuned"] * 4 + ["base"] * 2
     assert calls[-1][1] == min(t for _, t, _ in calls) and calls[-1][2] == [10, 10] and calls[0][2] == [1, 2]
 
 
-def test_share_0_is_the_tuned_model_and_share_1_the_base_without_labels():
+def test_no_tail_is_the_tuned_model_and_a_whole_one_the_base_without_labels():
     model, base = random_dit(), random_dit(depth=1)
-    assert torch.equal(draw(model), draw(model, Tail(model=base, share=0.0)))
+    assert torch.equal(draw(model), draw(model, Tail(model=base, steps=0)))
     null = torch.full((2,), tiny_config().num_classes)
     generator = torch.Generator().manual_seed(0)
     expected = sample_images(base, null, SamplerSpec(sampling_steps=6), generator=generator)
-    assert torch.equal(expected, draw(model, Tail(model=base, share=1.0)))
+    assert torch.equal(expected, draw(model, Tail(model=base, steps=6)))
 
 
 def test_a_curve_starts_at_the_transfers_own_score(store, tmp_path):
-    job = CurveSpec(transfer=tiny_transfer("full"), shares=(0.0, 0.5, 1.0))
+    job = CurveSpec(transfer=tiny_transfer("full"), shares=(0.0, 0.1, 0.5, 1.0))
     run_job(job, store.location, LocalContext(tmp_path / "pad"), checkpoint_every_steps=4)
     record = store.read_record(job)
-    assert record["shares"] == [0.0, 0.5, 1.0] and len(set(record["fids"])) == 3
+    assert record["shares"] == [0.0, 0.5, 1.0], "of 2 steps, 0.1 are none"
+    assert len(set(record["fids"])) == 3
     assert record["fids"][0] == store.read_record(tiny_transfer("full"))["metrics"]["fid"]
+
+
+def test_curves_of_different_bases_are_not_taken_for_seeds():
+    jobs = [tiny_transfer("full"), tiny_transfer("full", seed=1), tiny_transfer("full", base=tiny_trial("scratch"))]
+    curves = [CurveSpec(transfer=job, shares=(0.0,)) for job in jobs]
+    results = [
+        (job, {"shares": [0.0], "fids": [fid], "protocol": "p"}) for job, fid in zip(curves, (1.0, 3.0, 9.0), strict=True)
+    ]
+    rows = {row["method"]: row for row in curve_rows(results)}
+    assert (rows["full from fine"]["fid"], rows["full from fine"]["num_seeds"]) == (2.0, 2)
+    assert rows["full from scratch"]["fid"] == 9.0 and rows["full from scratch"]["fid_stderr"] is None
 
 
 def test_bad_shares_are_named():

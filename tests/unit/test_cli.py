@@ -66,7 +66,9 @@ def test_dry_run_of_the_cluster_preset_has_the_published_size(tmp_path):
         (["--bank-images", "0"], "bank_images is 0"),
         (["--transfer-steps", "-1"], "steps is -1"),
         (["--transfer-lr", "0"], "lr is 0.0"),
-        (["--transfer-from", "scratch"], "fine-sigma needs base models that come from a learngene"),
+        (["--transfer-from", "scratch", "--transfer", "fine-sigma"], "fine-sigma needs base models of fine"),
+        (["--target", "digits"], "target 'digits' is what the base models learned already"),
+        (["--batch-size", "4", "--source-ratio", "0.9"], "leaves no target image in a batch of 4"),
         (["--transfer-from", "magic"], "--transfer-from 'magic' is not among --methods fine,scratch"),
         (["--patch-size", "3"], "input_size 8 is not divisible by patch_size 3"),
         (["--seeds", "-1"], "seeds must be 0 or more"),
@@ -145,7 +147,7 @@ def test_bad_input_of_the_curve_is_one_line(arguments, message, tmp_path):
 def test_lora_without_peft_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("trainables.methods.base.find_spec", lambda name: None)
     result = invoke("--transfer", "lora-r8", "--storage-path", str(tmp_path))
-    assert result.exit_code == 2 and "pip install 'fine-sweeps[lora]'" in result.output
+    assert result.exit_code == 2 and "needs peft: pip install -c constraints.txt -e '.[lora]'" in result.output
 
 
 def grid(**changes):

@@ -12,6 +12,7 @@ from fine_core.data import load_dataset
 from fine_core.delta import load_delta, save_delta, trainable_tensors
 from fine_core.dit import DIT_SIZES, DiT, count_macs
 from fine_core.ledger import file_bytes
+from fine_core.loss_weights import min_snr_weights, p2_weights
 from tests.tiny import (
     DyingContext,
     Killed,
@@ -25,7 +26,7 @@ from tests.tiny import (
     tiny_transfer,
     tiny_trial,
 )
-from trainables import jobs
+from trainables import jobs, scoring
 from trainables.context import LocalContext
 from trainables.files import DELTA_FILE, MODEL_FILE
 from trainables.jobs import run_job
@@ -73,8 +74,8 @@ def output(model, seed: int = 0) -> torch.Tensor:
 
 def tune(method, base, options, bank, context, every: int = 3, **changes):
     job = tiny_transfer(method.name, **changes)
-    data = TransferData(target=load_dataset(job.dataset, "train"), bank=bank, teacher=base, device=CPU)
-    recipe = TransferRecipe(job, base, options)
+    data = TransferData(target=load_dataset(job.dataset, "train"), bank=bank, base=base, device=CPU)
+    recipe = TransferRecipe(job, base, options, CPU)
     batches = method.batches(job, data)
     return train(recipe, batches=batches, training=job.training, run=context, checkpoint_every_steps=every)[0]
 
@@ -154,8 +155,9 @@ def test_a_transfer_leaves_a_delta_a_record_and_the_ledgers_bytes(method, store,
     assert metrics["serve_bytes"] == file_bytes(store.fetch(job, DELTA_FILE)) == record["files"][DELTA_FILE]["bytes"]
     assert metrics["params_trainable"] == method.count_trained(job.model, gamma_span=None, rank=16)
     assert 0 <= metrics["serve_bytes"] - 4 * metrics["params_trainable"] < 8000, "tensors and a header, nothing else"
-    assert {"fid", "kid", "train_s", "forgetting/source_fid", "forgetting/distance"} <= set(metrics)
-    assert metrics["forgetting/distance"] > 0 and "digits-inverted:pool" in record["protocol"]
+    assert {"fid", "kid", "train_s", "forgetting/source_fid", "forgetting/tuned_distance"} <= set(metrics)
+    assert ("forgetting/distance" in metrics) == method.mergeable
+    assert metrics["forgetting/tuned_distance"] > 0 and "digits-inverted:pool" in record["protocol"]
     assert ("bank_bytes" in metrics) == method.uses_bank
     served = load_transferred(job, store)
     assert sum(p.numel() for p in served.parameters()) == metrics["params_total"]
@@ -164,9 +166,41 @@ def test_a_transfer_leaves_a_delta_a_record_and_the_ledgers_bytes(method, store,
 def test_no_steps_give_the_base_model_and_no_distance(store, tmp_path):
     job = tiny_transfer("full", steps=0)
     run_job(job, store.location, LocalContext(tmp_path / "pad"), checkpoint_every_steps=3)
-    assert store.read_record(job)["metrics"]["forgetting/distance"] == 0
+    metrics = store.read_record(job)["metrics"]
+    assert metrics["forgetting/distance"] == metrics["forgetting/tuned_distance"] == 0
+    assert metrics["forgetting/source_fid"] == metrics["forgetting/source_fid_before"], "nothing is forgotten"
     base = load_model(store.fetch(job.base, MODEL_FILE))
     assert torch.equal(output(load_transferred(job, store)), output(base))
+
+
+@pytest.mark.parametrize("name", ["full", "difffit"])
+def test_distances_are_those_of_the_weights(name, store, tmp_path):
+    job = tiny_transfer(name)
+    run_job(job, store.location, LocalContext(tmp_path / "pad"), checkpoint_every_steps=3)
+    metrics = store.read_record(job)["metrics"]
+    base, served = load_model(store.fetch(job.base, MODEL_FILE)), load_transferred(job, store)
+    pairs = zip(base.parameters(), served.parameters(), strict=True)
+    assert metrics["forgetting/distance"] == pytest.approx(sum((a - b).square().sum().item() for a, b in pairs), rel=1e-4)
+    number = metrics["params_trainable"]
+    assert metrics["forgetting/tuned_distance_per_parameter"] == metrics["forgetting/tuned_distance"] / number
+    alike = metrics["forgetting/distance"] == pytest.approx(metrics["forgetting/tuned_distance"], rel=1e-4)
+    assert alike == (name == "full"), "DiffFit's own coordinates are not the weights"
+
+
+def test_the_source_is_scored_under_the_null_label(store, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(scoring, "sample_batch", lambda model, labels, *a, **k: drawn.append(labels) or torch.randint(
+        256, (len(labels), 1, 8, 8)).to(torch.uint8))  # fmt: skip
+    scores = scoring.score_source(random_dit(), tiny_trial("fine"), store, LocalContext("unused"))
+    assert (torch.cat(drawn) == 10).all() and "null label" in scores.protocol and "digits:pool" in scores.protocol
+
+
+@pytest.mark.parametrize(("name", "weights"), [("p2", p2_weights), ("min-snr", min_snr_weights)])
+def test_weighted_baselines_weigh_the_losses_of_their_timesteps(name, weights, base):
+    job = tiny_transfer(name)
+    data = TransferData(target=load_dataset(job.dataset, "train"), bank=None, base=base, device=CPU)
+    batch = TRANSFER_METHODS[name].batches(job, data).batch(0)
+    torch.testing.assert_close(batch.weights, weights()[batch.t] / 16)
 
 
 def test_a_finished_transfer_is_not_computed_again(store, monkeypatch, tmp_path):
@@ -254,7 +288,7 @@ def test_either_half_of_diff_tuning_changes_the_training(base, options, bank, re
 
 def first_batch(name: str, bank, base, **rehearsal):
     job = tiny_transfer(name, rehearsal=tiny_rehearsal(**rehearsal))
-    data = TransferData(target=load_dataset(job.dataset, "train"), bank=bank, teacher=base, device=CPU)
+    data = TransferData(target=load_dataset(job.dataset, "train"), bank=bank, base=base, device=CPU)
     return job, TRANSFER_METHODS[name].batches(job, data)
 
 
@@ -304,7 +338,7 @@ def test_as_loss_weights_the_timesteps_are_uniform(bank, base):
 def test_kd_follows_the_teacher_on_target_images(base):
     _, batches = first_batch("diff-tuning-kd", None, base)
     batch = batches.batch(0)
-    assert batches.teacher is base and batch.taught.tolist() == [False] * 12 + [True] * 4
+    assert same(batches.teacher, base) and batch.taught.tolist() == [False] * 12 + [True] * 4
     target = load_dataset("digits-inverted", "train").images
     assert all((image == target).flatten(1).all(dim=1).any() for image in batch.images[12:])
 

@@ -73,6 +73,12 @@ def test_bad_schedules_are_named(text, message):
         RetentionSchedule.parse(text)
 
 
+@pytest.mark.parametrize("fields", [{"family": "typo"}, {"family": "cutoff"}, {"family": "linear", "parameter": 2.0}])
+def test_specs_cannot_be_built_wrong_either(fields):
+    with pytest.raises(ValueError, match="out of range"):
+        RetentionSchedule(**fields)
+
+
 def test_timesteps_are_drawn_as_often_as_they_are_probable():
     probabilities = torch.tensor([0.5, 0.0, 0.25, 0.25], dtype=torch.float64)
     uniform = (torch.arange(1000) + 0.5) / 1000

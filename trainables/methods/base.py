@@ -30,11 +30,12 @@ class MethodOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferData:
-    """Images of a transfer on the run's device: the target's, the knowledge bank's (or None), and the base as teacher."""
+    """What batches are made from, on any device, for the run's: images of the target and of the knowledge bank (or None),
+    and the base model."""
 
     target: ImageSet
     bank: ImageSet | None
-    teacher: DiT
+    base: DiT
     device: torch.device
 
 
@@ -50,7 +51,8 @@ class TransferMethod(ABC):
     exact_start: bool = True
     mergeable: bool = True
     rehearses: bool = False  # takes a retention schedule
-    uses_bank: bool = False
+    retains: bool = False  # and rehearses what the base model knows
+    uses_bank: bool = False  # from a knowledge bank
     uses_scales: bool = False
     needs_learngene: bool = False
     needs_extra: tuple[str, str] | None = None  # (package, extra of ours that installs it)
@@ -59,7 +61,7 @@ class TransferMethod(ABC):
         """Raises ValueError if the method needs a package that is not installed."""
         if self.needs_extra is not None and find_spec(self.needs_extra[0]) is None:
             package, extra = self.needs_extra
-            raise ValueError(f"{self.name} needs the {package} package: pip install 'fine-sweeps[{extra}]'")
+            raise ValueError(f"{self.name} needs {package}: pip install -c constraints.txt -e '.[{extra}]'")
 
     @abstractmethod
     def prepare(self, model: DiT, options: MethodOptions) -> None:

@@ -5,6 +5,8 @@ arXiv 2406.00773, section 3, and the authors' released code.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 
 from fine_core.diffusion import NUM_TIMESTEPS
@@ -41,7 +43,7 @@ class DiffTuning(TransferMethod):
         spec, size = transfer.rehearsal, transfer.training.batch_size
         schedule, sampled = spec.schedule, spec.weighting == "sampling"
         uniform, ones = uniform_probabilities(), torch.ones(NUM_TIMESTEPS)
-        retained = max(1, round(size * spec.source_ratio)) if self.retains and spec.retention_weight > 0 else 0
+        retained = spec.rehearsed_per_batch(size) if self.retains and spec.source_ratio is not None else 0
         adapts = {"probabilities": uniform, "weights": ones}
         if self.reconsolidates:
             adapts = {
@@ -58,5 +60,5 @@ class DiffTuning(TransferMethod):
             probabilities=schedule.source_probabilities() if sampled else uniform,
             weights=ones if sampled else schedule.xi(),
             retention_weight=spec.retention_weight,
-            teacher=data.teacher if self.distils else None,
+            teacher=copy.deepcopy(data.base).to(data.device) if self.distils else None,
         )
