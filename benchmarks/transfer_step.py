@@ -1,4 +1,4 @@
-"""Time and peak memory of a training step of each transfer method, over those of full fine-tuning.
+"""Time and peak memory of a training step of each transfer method, its own batches included, over full fine-tuning.
 
 Times: the methods' steps take turns in one process, so that all see the same machine; medians of ratios. Memory: a fresh
 process each, growth of its peak over loading the model. At equal batch, and with --equal-memory also at the largest batch
@@ -14,6 +14,7 @@ import platform
 import statistics
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import click
 import torch
@@ -21,16 +22,20 @@ import torch
 from fine_core.data import ImageSet
 from fine_core.diffusion import Diffusion
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize
-from trainables.batches import DenoisingBatches
+from fine_core.retention import RetentionSchedule
+from trainables.batches import BatchSource
 from trainables.context import RunContext
 from trainables.loop import Phase, PhaseTrainer
-from trainables.methods import TRANSFER_METHODS, MethodOptions
+from trainables.methods import TRANSFER_METHODS, MethodOptions, TransferData
 from trainables.provenance import PeakMemory
-from trainables.spec import TrainingSpec
+from trainables.spec import RehearsalSpec, TrainingSpec
 
 DEMO = DiTConfig(size=ModelSize(depth=6, width=64, num_heads=4), input_size=8, in_channels=1, num_classes=10, learn_sigma=False)
 MODELS = {"demo": DEMO, **DIT_SIZES}
-DEFAULT_METHODS = "full,difffit,bitfit,lora-r8,lora-all-r8,adapter-parallel,vpt-deep"
+REHEARSAL = RehearsalSpec(
+    schedule=RetentionSchedule.parse("linear"), weighting="sampling", retention_weight=0.1, source_ratio=0.2
+)
+METHODS = [name for name, method in TRANSFER_METHODS.items() if not method.needs_learngene and name != "scratch"]
 WARMUP_STEPS = 2
 
 
@@ -49,7 +54,7 @@ class Stepper:
     """Training steps of one method on random images."""
 
     trainer: PhaseTrainer
-    batches: DenoisingBatches
+    batches: BatchSource
     diffusion: Diffusion
     done: int = 0
 
@@ -57,13 +62,16 @@ class Stepper:
     def of(cls, name: str, model: DiT, *, batch_size: int, device: torch.device) -> Stepper:
         config, method, run = model.config, TRANSFER_METHODS[name], Alone()
         run.device = device
-        method.prepare(model, MethodOptions())
         training = TrainingSpec(steps=1000, batch_size=batch_size)
         images = torch.randn(256, config.in_channels, config.input_size, config.input_size)
         data = ImageSet(images=images, labels=torch.arange(256) % config.num_classes)
+        # Of a transfer, batches read these alone.
+        transfer = SimpleNamespace(model=config, training=training, rehearsal=REHEARSAL, seed=0)
+        batches = method.batches(transfer, TransferData(target=data, bank=data, base=model, device=device))
+        method.prepare(model, MethodOptions())
         return cls(
             trainer=PhaseTrainer(model, Phase(name=name, steps=1000, lr=1e-4), training, run, skips_parameters=False),
-            batches=DenoisingBatches(data, training, null_label=config.num_classes, seed=0, device=device),
+            batches=batches,
             diffusion=Diffusion().to(device),
         )
 
@@ -71,10 +79,11 @@ class Stepper:
         """Seconds of one step."""
         started = time.perf_counter()
         b = self.batches.batch(self.done)
-        losses = self.diffusion.losses(self.trainer.forward, b.images, b.t, b.labels, b.noise)
+        data = (b.images, b.t, b.labels, b.noise)
+        losses = self.diffusion.losses(self.trainer.forward, *data, teacher=self.batches.teacher, taught=b.taught)
         self.trainer.step((b.weights * losses).sum(), self.done)
         self.done += 1
-        if self.batches.device.type == "cuda":
+        if b.images.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
@@ -120,14 +129,16 @@ def largest_batch(name: str, config: DiTConfig, start: int, budget_bytes: int, d
 @click.command()
 @click.option("--model", type=click.Choice(list(MODELS)), default="demo", show_default=True)
 @click.option("--batch-size", type=int, default=64, show_default=True)
-@click.option("--methods", default=DEFAULT_METHODS, show_default=True)
+@click.option("--methods", "names", multiple=True, type=click.Choice(METHODS), default=METHODS, help="May be repeated.")
 @click.option("--rounds", type=int, default=20, show_default=True, help="Steps of each method.")
 @click.option("--threads", type=int, default=1, show_default=True, help="CPU threads.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--equal-memory", is_flag=True, help="Also compare at the largest batch in the memory of full fine-tuning.")
-def main(model: str, batch_size: int, methods: str, rounds: int, threads: int, device: str, equal_memory: bool) -> None:
+def main(
+    model: str, batch_size: int, names: tuple[str, ...], rounds: int, threads: int, device: str, equal_memory: bool
+) -> None:
     torch.set_num_threads(threads)
-    config, names = MODELS[model], methods.split(",")
+    config, names = MODELS[model], list(dict.fromkeys(["full", *names]))
     times = step_times(names, config, dict.fromkeys(names, batch_size), rounds, torch.device(device))
     peaks = {name: peak_memory_bytes(name, config, batch_size, device, threads) for name in names}
     results = {
