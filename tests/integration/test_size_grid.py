@@ -211,7 +211,7 @@ def test_the_transfer_stage_reports_fronts_of_every_method_and_the_curve_reuses_
     assert len(rows) == 6 and any(row["front_params_total"] == "True" for row in rows)
 
     curve = sweep(store, *options, "--transfer", "full,difffit", "--shares", "0,0.5,1", script="forgetting_curve")
-    assert "2 of 7 jobs to compute" in curve and "5 of 7 jobs are in the store already" in curve
+    assert "2 of 8 jobs to compute" in curve and "6 of 8 jobs are in the store already" in curve
     _, (parent,), _ = runs(store, "forgetting-curve")
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"forgetting.csv", "forgetting.png"} <= artifacts
