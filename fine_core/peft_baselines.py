@@ -101,8 +101,8 @@ def apply_prompts(model: DiT, *, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for block in model.blocks[:PROMPTED_BLOCKS]:
-            prompt = torch.empty(1, 1, width, device=block.mlp.fc1.weight.device).uniform_(-bound, bound)
-            block.prompt = nn.Parameter(prompt)
+            prompt = torch.empty(1, 1, width).uniform_(-bound, bound)  # on the CPU, whose generator is seeded
+            block.prompt = nn.Parameter(prompt.to(block.mlp.fc1.weight.device))
             block.register_forward_pre_hook(_prepend_prompt)
             block.register_forward_hook(_drop_prompt)
     train_only(model, lambda name: name.endswith("prompt") or name.startswith((LABEL_TABLE, "final_layer")))
