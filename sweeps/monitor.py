@@ -196,7 +196,7 @@ def show_curves(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     table.add_column("method", no_wrap=True)
     shares = sorted({row["share"] for row in rows})
     for share in shares:
-        table.add_column(f"{share:g}", justify="right", no_wrap=True)
+        table.add_column(f"{share:.2f}", justify="right", no_wrap=True)
     for method in dict.fromkeys(row["method"] for row in rows):
         fids = {row["share"]: row["fid"] for row in rows if row["method"] == method}
         table.add_row(method, *[f"{fids[share]:.3f}" for share in shares])
