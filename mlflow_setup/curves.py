@@ -29,7 +29,7 @@ def draw_schedules(schedules: dict[str, dict[str, list[float]]], path: Path) -> 
 def draw_curves(rows: Rows, path: Path) -> Path:
     """PNG of FID against the share of denoising steps that the base model takes back, one line per method."""
     plt = pyplot()
-    figure, ax = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    figure, ax = plt.subplots(figsize=(9.5, 5), layout="constrained")
     for i, (method, points) in enumerate(by_method(rows).items()):
         points = sorted(points, key=lambda r: r["share"])
         errors = [r["fid_stderr"] or 0.0 for r in points]
@@ -40,7 +40,7 @@ def draw_curves(rows: Rows, path: Path) -> Path:
     ax.set_ylim(bottom=0)
     ax.grid(alpha=0.3)
     ax.legend()
-    figure.suptitle(f"Chain of forgetting, {rows[0]['size']}\n{provenance_line(rows)}", fontsize=9)
+    figure.suptitle(f"Chain of forgetting, {rows[0]['size']}\n{provenance_line(rows)}", fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

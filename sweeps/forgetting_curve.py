@@ -10,7 +10,7 @@ from sweeps.options import OneLineErrors, Request, grid_from, grid_options, run_
 from sweeps.planning import GridSpec, plan_jobs
 from trainables.spec import CurveSpec
 
-DEFAULT_SHARES = "0,0.1,0.2,0.3,0.4,0.5,0.6,0.8,1"
+DEFAULT_SHARES = "0,0.07,0.15,0.2,0.3,0.4,0.5,0.6,0.8,1"
 
 
 def _shares(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:

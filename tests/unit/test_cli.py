@@ -123,7 +123,7 @@ def curve(*arguments: str):
 def test_a_curve_plans_one_size_of_the_grid_and_reuses_its_jobs(tmp_path):
     result = curve("--dry-run", "--size", "L2-D64", "--transfer", "full,difffit", "--storage-path", str(tmp_path))
     assert result.exit_code == 0 and "3 points; 8 of 8 jobs to compute" in result.output
-    assert "curve of difffit L2-D64 from fine seed 0" in result.output and "9 scores" in result.output
+    assert "curve of difffit L2-D64 from fine seed 0" in result.output and "10 scores" in result.output
     planned = {job.id for job in plan_grid(preset_grid("demo")).jobs}
     one_size = preset_grid("demo").trial("fine", 2, 64, 0)
     assert one_size.id in planned and {need.id for need in one_size.needs} <= planned
