@@ -18,11 +18,12 @@ def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: 
     slug = f"front-{sweep_id}-{dataset}"
     section = "fine-sweeps-section"
     scatter = {"type": "SCATTER", "uuid": "fid-params", "metricSectionId": section, "isGenerated": False}
-    scatter |= {"deleted": False, "runsCountToCompare": 100}
+    scatter |= {"deleted": False, "runsCountToCompare": 500}
     scatter |= {"xaxis": {"key": "params_total", "type": "METRIC"}, "yaxis": {"key": "fid", "type": "METRIC"}}
+    stored = scatter | {"uuid": "fid-serve-bytes", "xaxis": {"key": "serve_bytes", "type": "METRIC"}}
     cost = scatter | {"uuid": "fid-train-s", "xaxis": {"key": "train_s", "type": "METRIC"}}
     loss = {"type": "LINE", "uuid": "loss", "metricSectionId": section, "isGenerated": False, "deleted": False}
-    loss |= {"runsCountToCompare": 100, "metricKey": "train/loss", "selectedMetricKeys": ["train/loss"]}
+    loss |= {"runsCountToCompare": 500, "metricKey": "train/loss", "selectedMetricKeys": ["train/loss"]}
     loss |= {"xAxisKey": "step", "lineSmoothness": 0, "scaleType": "linear", "xAxisScaleType": "linear"}
     state = {
         "searchFilter": f"tags.`{PARENT_TAG}` = '{parent_id}' and tags.`dataset` = '{dataset}'",
@@ -32,11 +33,11 @@ def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: 
         "lifecycleFilter": "Active",
         "modelVersionFilter": "All Runs",
         "datasetsFilter": [],
-        "compareRunCharts": [scatter, cost, loss],
+        "compareRunCharts": [scatter, stored, cost, loss],
         "compareRunSections": [
             {
                 "uuid": section,
-                "name": f"Size against FID on {dataset}",
+                "name": f"FID against size on {dataset}",  # the UI sorts sections by name, and has one called forgetting
                 "display": True,
                 "isReordered": False,
                 "deleted": False,
