@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 FREQUENCY_DIM = 256  # width of the sinusoidal timestep features
 MLP_RATIO = 4
+MAX_DEPTH = 1000  # a slip of the keyboard must not fill the memory while a plan counts parameters
 
 
 def _require(condition: bool, message: str) -> None:
@@ -28,7 +29,7 @@ def _require(condition: bool, message: str) -> None:
 class ModelSize:
     """Size of a DiT: `depth` blocks of `width` channels with `num_heads` attention heads.
 
-    Raises ValueError if a field is not positive, if `width` does not divide into `num_heads` heads,
+    Raises ValueError if a field is not positive or `depth` above MAX_DEPTH, if `width` does not divide into `num_heads` heads,
     or if it is no multiple of 4 (the 2-D sin-cos positions need four equal parts).
     """
 
@@ -38,6 +39,7 @@ class ModelSize:
 
     def __post_init__(self) -> None:
         _require(self.depth >= 1, f"depth is {self.depth}; it must be at least 1")
+        _require(self.depth <= MAX_DEPTH, f"depth is {self.depth}; it must be at most {MAX_DEPTH}")
         _require(self.num_heads >= 1, f"num_heads is {self.num_heads}; it must be at least 1")
         _require(
             self.width >= 1 and self.width % self.num_heads == 0,

@@ -44,6 +44,7 @@ def test_dry_run_of_the_cluster_preset_has_the_published_size(tmp_path):
         (["--widths", "50"], "width 50 is not divisible into heads of 16 channels; use 48"),
         (["--widths", "0"], "width 0"),
         (["--depths", "0"], "depth is 0; it must be at least 1"),
+        (["--depths", "1000000"], "depth is 1000000; it must be at most 1000"),
         (["--depths", "two"], "'two' is not a list of whole numbers"),
         (["--steps", "-5"], "steps is -5"),
         (["--steps", "50"], "sigma_steps is 100; it must be between 0 and steps (50)"),
