@@ -102,6 +102,7 @@ def step_times(methods: list[str], config: DiTConfig, batch_sizes: dict[str, int
 def _peak_growth(name: str, config: DiTConfig, batch_size: int, device: str, threads: int) -> int:
     torch.set_num_threads(threads)
     where = torch.device(device)
+    TRANSFER_METHODS[name].count_trained(config, gamma_span=None, rank=None)  # imports what a method needs, unmeasured
     model = DiT(config).to(where)
     before = PeakMemory(where).bytes()
     memory = PeakMemory(where)
