@@ -15,6 +15,8 @@ from fine_core.dit import count_macs, count_parameters
 from sweeps.planning import Plan, estimated_core_s, predicted_serve_bytes, total_macs
 from trainables.spec import ExtractorSpec, JobSpec, LearngeneSpec, TransferSpec, TrialSpec
 
+WIDE_TERMINAL = 125  # columns that the full table of points needs
+
 
 def amount(value: float, unit: str = "") -> str:
     """A number to three digits with k, M, G, T or P."""
@@ -163,31 +165,40 @@ class ProgressView:
 
 
 def show_front(console: Console, rows: Sequence[dict[str, Any]]) -> None:
-    """The points, cheapest first; those on the joint front of parameters against FID are marked."""
+    """The points, cheapest first; those on the joint front of parameters against FID are marked.
+
+    A narrow terminal gets the columns that matter most: a number cut off would be a wrong one.
+    """
     title = f"Points on {rows[0]['dataset']} (* = on the front of parameters against FID)"
     table = Table(title=title, title_justify="left", box=SIMPLE)
     transferred = any(row["transfer"] != "none" for row in rows)
-    several_seeds = rows[0]["front_probability"] is not None
-    columns = ["", "point", "parameters", "FID", *(["P(front)"] if several_seeds else []), "trained"]
-    columns += ["delta bytes", "source FID"] if transferred else ["MACs", "bytes", "KID"]
-    for column in [*columns, "train s", "eval s"]:
-        is_text = column in ("", "point")  # only the point's name may be broken: a number cut off would be a wrong one
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=column != "point")
-    for row in rows:
-        error = "" if row["fid_stderr"] is None else f" ± {row['fid_stderr']:.3f}"
-        cells = [f"{row['params_total']:,}", f"{row['fid']:.3f}{error}"]
-        cells += [f"{row['front_probability']:.2f}"] if several_seeds else []
-        cells += [f"{row['params_trainable']:,}"]
+    cells_of = {"": lambda row: "*" if row["front_params_total"] else "", "point": lambda row: row["label"]}
+    cells_of |= {"parameters": lambda row: f"{row['params_total']:,}", "FID": _fid_cell}
+    cells_of["delta bytes" if transferred else "bytes"] = lambda row: f"{row['serve_bytes']:,}"
+    if console.width >= WIDE_TERMINAL:
+        if rows[0]["front_probability"] is not None:
+            cells_of["P(front)"] = lambda row: f"{row['front_probability']:.2f}"
+        cells_of["trained"] = lambda row: f"{row['params_trainable']:,}"
         if transferred:
-            known = row["source_fid"] is not None
-            source_fid = f"{row['source_fid_before']:.1f} -> {row['source_fid']:.1f}" if known else ""
-            cells += [f"{row['serve_bytes']:,}", source_fid]
+            cells_of["source FID"] = _source_fid_cell
         else:
-            cells += [amount(row["macs"]), f"{row['serve_bytes']:,}", f"{row['kid']:.4f}"]
-        cells += [f"{row['train_s']:.1f}", f"{row['eval_s']:.1f}"]
+            cells_of |= {"MACs": lambda row: amount(row["macs"]), "KID": lambda row: f"{row['kid']:.4f}"}
+        cells_of |= {"train s": lambda row: f"{row['train_s']:.1f}", "eval s": lambda row: f"{row['eval_s']:.1f}"}
+    for column in cells_of:
+        table.add_column(column, justify="left" if column in ("", "point") else "right", no_wrap=column != "point")
+    for row in rows:
         style = "bold green" if row["front_params_total"] else None
-        table.add_row("*" if row["front_params_total"] else "", row["label"], *cells, style=style)
+        table.add_row(*(cell(row) for cell in cells_of.values()), style=style)
     console.print(table)
+
+
+def _fid_cell(row: dict[str, Any]) -> str:
+    return f"{row['fid']:.3f}" + ("" if row["fid_stderr"] is None else f" ± {row['fid_stderr']:.3f}")
+
+
+def _source_fid_cell(row: dict[str, Any]) -> str:
+    """FID on the source under the null label, of the base and after the transfer."""
+    return "" if row["source_fid"] is None else f"{row['source_fid_before']:.1f} -> {row['source_fid']:.1f}"
 
 
 def show_curves(console: Console, rows: Sequence[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -205,6 +206,7 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
     if not console.is_terminal:
         console = Console(width=LOG_WIDTH)  # a job's log has no width of its own
     try:
+        _check_finite(options)
         asked = request(options)
         plan, runner = asked.plan, asked.runner
         store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)
@@ -241,6 +243,13 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
         console.print("\nStopped. Nothing finished is lost; run the same command again to go on:")
         console.print(f"  {' '.join(['python', *sys.argv])}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(130)
+
+
+def _check_finite(options: dict[str, Any]) -> None:
+    """Raises ValueError for an option that is infinite or no number."""
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be a finite number")
 
 
 def _params(grid: GridSpec) -> dict[str, Any]:

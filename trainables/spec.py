@@ -257,11 +257,12 @@ class TransferSpec(JobSpec):
         info, base = dataset_info(self.dataset), self.base.model
         check(
             info.channels == base.in_channels,
-            f"target {self.dataset!r} has {info.channels} channels, the base model {base.in_channels}",
+            f"target {self.dataset!r} has {info.channels} channels, the base model {base.in_channels}; name another target",
         )
         check(
             info.num_classes <= base.num_classes,
-            f"target {self.dataset!r} has {info.num_classes} classes, the base model's label table {base.num_classes}",
+            f"target {self.dataset!r} has {info.num_classes} classes, the base model's label table {base.num_classes}; "
+            "name another target",
         )
         return base.at_resolution(info.image_size)
 

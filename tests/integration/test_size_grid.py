@@ -194,8 +194,8 @@ def test_the_transfer_stage_reports_fronts_of_every_method_and_the_curve_reuses_
     output = sweep(store, *options, *methods)
     assert "7 points; 11 of 11 jobs to compute" in output
     assert "Points on digits (" in output and "Points on digits-inverted (" in output and "source FID" in output
-    assert re.search(r"full L2-D16 +15,204 +\d+\.\d{3} +14,948 +6\d,\d{3} +\d+\.\d -> \d+\.\d", output), output
-    assert re.search(r"fine-sigma L2-D16 +15,204 +\d+\.\d{3} +160 ", output), output
+    assert re.search(r"full L2-D16 +15,204 +\d+\.\d{3} +6\d,\d{3} +14,948 +\d+\.\d -> \d+\.\d", output), output
+    assert re.search(r"fine-sigma L2-D16 +15,204 +\d+\.\d{3} +1,\d{3} +160 ", output), output
 
     client, (parent,), children = runs(store)
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}

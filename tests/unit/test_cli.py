@@ -51,6 +51,8 @@ def test_dry_run_of_the_cluster_preset_has_the_published_size(tmp_path):
         (["--source-steps", "-1"], "steps is -1"),
         (["--methods", "magic"], "unknown method 'magic'; choose from fine, scratch"),
         (["--transfer", "magic"], "unknown transfer 'magic'; choose from full"),
+        (["--lr", "inf"], "--lr is inf; it must be a finite number"),
+        (["--rank-ratio", "nan"], "--rank-ratio is nan; it must be a finite number"),
         (["--target", "cats"], "unknown dataset 'cats'"),
         (["--target", "shapes"], "target 'shapes' has 3 channels, the base model 1"),
         (["--dataset", "shapes", "--target", "digits"], "target 'digits' has 1 channels, the base model 3"),
