@@ -24,7 +24,7 @@ from fine_core.diffusion import Diffusion
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize
 from fine_core.retention import RetentionSchedule
 from trainables.batches import BatchSource
-from trainables.context import RunContext
+from trainables.context import LocalContext
 from trainables.loop import Phase, PhaseTrainer
 from trainables.methods import TRANSFER_METHODS, MethodOptions, TransferData
 from trainables.provenance import PeakMemory
@@ -39,16 +39,6 @@ METHODS = [name for name, method in TRANSFER_METHODS.items() if not method.needs
 WARMUP_STEPS = 2
 
 
-class Alone(RunContext):
-    """One worker that neither stops nor reports."""
-
-    def restore(self):
-        raise NotImplementedError
-
-    def report(self, metrics, checkpoint) -> None:
-        raise NotImplementedError
-
-
 @dataclass(kw_only=True)
 class Stepper:
     """Training steps of one method on random images."""
@@ -60,8 +50,8 @@ class Stepper:
 
     @classmethod
     def of(cls, name: str, model: DiT, *, batch_size: int, device: torch.device) -> Stepper:
-        config, method, run = model.config, TRANSFER_METHODS[name], Alone()
-        run.device = device
+        config, method = model.config, TRANSFER_METHODS[name]
+        run = LocalContext("never-written", device=str(device))
         training = TrainingSpec(steps=1000, batch_size=batch_size)
         images = torch.randn(256, config.in_channels, config.input_size, config.input_size)
         data = ImageSet(images=images, labels=torch.arange(256) % config.num_classes)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fine_core.dit import count_macs, count_parameters
 from sweeps.planning import Plan, estimated_core_s, predicted_serve_bytes, total_macs
-from trainables.spec import ExtractorSpec, JobSpec, LearngeneSpec, TransferSpec, TrialSpec
+from trainables.spec import ExtractorSpec, JobSpec, TrainingJobSpec, TransferSpec, TrialSpec
 
 WIDE_TERMINAL = 125  # columns that the full table of points needs
 
@@ -67,11 +67,7 @@ def _amount_of_work(job: JobSpec) -> str:
     """Training steps, or what a job counts instead."""
     if isinstance(job, ExtractorSpec):
         return ""
-    unit = (
-        "steps"
-        if isinstance(job, LearngeneSpec | TrialSpec | TransferSpec)
-        else {"bank": "images", "curve": "scores"}[job.kind]
-    )
+    unit = "steps" if isinstance(job, TrainingJobSpec) else {"bank": "images", "curve": "scores"}[job.kind]
     return f"{job.total_steps:,} {unit}"
 
 

@@ -23,6 +23,7 @@ from trainables.spec import (
     JobSpec,
     LearngeneSpec,
     ScratchSpec,
+    TrainingJobSpec,
     TrainingSpec,
     TransferSpec,
     TrialSpec,
@@ -218,7 +219,7 @@ def total_macs(job: JobSpec) -> float:
     if isinstance(job, ExtractorSpec):
         return 0.0
     images = sum(number * sampler.passes_per_sample for number, sampler, _ in _sampled_images(job))
-    if isinstance(job, LearngeneSpec | TrialSpec | TransferSpec):
+    if isinstance(job, TrainingJobSpec):
         images += 3 * job.training.batch_size * job.training.steps
     return float(count_macs(job.model)) * images
 
@@ -228,7 +229,7 @@ def estimated_core_s(job: JobSpec) -> float:
     if isinstance(job, ExtractorSpec):
         return EXTRACTOR_S
     passes = sum(-(-number // batch) * sampler.passes_per_sample for number, sampler, batch in _sampled_images(job))
-    if isinstance(job, LearngeneSpec | TrialSpec | TransferSpec):
+    if isinstance(job, TrainingJobSpec):
         passes += 3 * job.training.steps
     per_pass = PASS_OVERHEAD_S + job.model.size.depth * BLOCK_OVERHEAD_S
     return total_macs(job) / CORE_MACS_PER_S + passes * per_pass

@@ -49,6 +49,7 @@ class Sweep:
     ) -> None:
         self.name, self.plan, self.params = name, plan, params
         self.store, self.tracking, self.runner, self.console = store, tracking, runner, console
+        self.sources = transferred_initializations(plan.points)
         self.report_folder = data_folder / "reports" / plan.sweep_id
         self.reasons: dict[str, str] = {}
         self.timings: dict[str, float] = {}
@@ -134,7 +135,7 @@ class Sweep:
 
     def _start_child(self, job: SCORED) -> None:
         size, transfer = job.size, job.method if isinstance(job, TransferSpec) else "none"
-        method = method_name(job, transferred_initializations(self.plan.points))
+        method = method_name(job, self.sources)
         tags = {"method": method, "initialization": job.initialization.name, "transfer": transfer, "dataset": job.dataset}
         tags |= {"depth": str(size.depth), "width": str(size.width), "pareto": "unknown"}
         params = {"method": method, "depth": size.depth, "width": size.width, "num_heads": size.num_heads}
@@ -226,10 +227,8 @@ class Sweep:
         suffixes: list[str] = []
         for points in groups:
             base = any(point.transfer == "none" for point in points)
-            wanted = suffix = "" if base else f"-{points[0].dataset}"
-            while suffix in suffixes:
-                suffix = f"{wanted}-{suffixes.count(suffix) + len(suffixes)}"
-            suffixes.append(suffix)
+            suffix = "" if base else f"-{points[0].dataset}"
+            suffixes.append(f"{suffix}-{len(suffixes) + 1}" if suffix in suffixes else suffix)
         return suffixes
 
     def _copy_samples(self, results: Results) -> list[Path]:

@@ -63,6 +63,16 @@ class JobSpec:
         return ()
 
 
+class TrainingJobSpec(JobSpec):
+    """Base of the jobs that train a model by a `TrainingSpec`."""
+
+    training: TrainingSpec
+
+    @property
+    def total_steps(self) -> int:
+        return self.training.steps
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractorSpec(JobSpec):
     """The feature extractor of an embedded dataset, and the reference features of its `pool` and `held_out` splits."""
@@ -78,7 +88,7 @@ class ExtractorSpec(JobSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearngeneSpec(JobSpec):
+class LearngeneSpec(TrainingJobSpec):
     """Pre-training of a learngene under the constraint of shared factors (FINE phase 1)."""
 
     kind: ClassVar[str] = "learngene"
@@ -89,10 +99,6 @@ class LearngeneSpec(JobSpec):
     nested_widths: tuple[int, ...]
     training: TrainingSpec
     seed: int = 0
-
-    @property
-    def total_steps(self) -> int:
-        return self.training.steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +125,7 @@ class FineSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialSpec(JobSpec):
+class TrialSpec(TrainingJobSpec):
     """One point: an initialization and a size, trained for `training.steps` in all (sigma steps included) and scored."""
 
     kind: ClassVar[str] = "trial"
@@ -139,10 +145,6 @@ class TrialSpec(JobSpec):
     @property
     def size(self) -> ModelSize:
         return self.model.size
-
-    @property
-    def total_steps(self) -> int:
-        return self.training.steps
 
     @property
     def label(self) -> str:
@@ -225,7 +227,7 @@ class RehearsalSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferSpec(JobSpec):
+class TransferSpec(TrainingJobSpec):
     """A base model taken to a target domain by one method, scored there and, for forgetting, on its source domain.
 
     What a method does not use is None, so that options of others do not change its id.
@@ -273,10 +275,6 @@ class TransferSpec(JobSpec):
     @property
     def initialization(self) -> ScratchSpec | FineSpec:
         return self.base.initialization
-
-    @property
-    def total_steps(self) -> int:
-        return self.training.steps
 
     @property
     def method_label(self) -> str:
