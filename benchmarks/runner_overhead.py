@@ -17,7 +17,7 @@ import click
 
 from sweeps.options import preset_grid
 from sweeps.planning import plan_grid
-from sweeps.running import RunnerSpec, cluster_slots, connect_cluster, run_stage
+from sweeps.running import FixedJobs, RunnerSpec, cluster_slots, connect_cluster, run_stage
 from trainables.spec import JobSpec
 from trainables.store import Store
 
@@ -52,10 +52,10 @@ def outside_s_per_trial(runner: RunnerSpec, points: int) -> dict[str, float]:
     plan = plan_grid(grid)
     with tempfile.TemporaryDirectory() as folder:
         store, listener = Store(folder), Failures()
-        run_stage("source", plan.source, store, RunnerSpec(), listener)
+        run_stage("source", FixedJobs(plan.source), store, RunnerSpec(), listener)
         slots = min(cluster_slots(runner), points)
         started = time.perf_counter()
-        run_stage("base", plan.base, store, runner, listener)
+        run_stage("base", FixedJobs(plan.base), store, runner, listener)
         wall_s = time.perf_counter() - started
         if listener.reasons:
             raise RuntimeError(listener.reasons[0])

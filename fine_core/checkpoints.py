@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,12 +31,26 @@ def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], *, kind: s
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     try:
-        # One metadata entry: safetensors writes several in any order, and equal models should be equal files.
-        metadata = {METADATA_KEY: json.dumps({"kind": kind, "config": config}, sort_keys=True)}
-        save_file(contiguous, temporary, metadata=metadata)
+        save_file(contiguous, temporary, metadata=_metadata(kind, config))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _metadata(kind: str, config: dict) -> dict[str, str]:
+    # One entry: safetensors writes several in any order, and equal models should be equal files.
+    return {METADATA_KEY: json.dumps({"kind": kind, "config": config}, sort_keys=True)}
+
+
+def predicted_file_bytes(shapes: Mapping[str, Sequence[int]], *, kind: str, config: dict) -> int:
+    """Size of the file that `save_tensors` would write for fp32 tensors of these shapes: the data after a JSON header."""
+    header: dict[str, Any] = {"__metadata__": _metadata(kind, config)}
+    end_bytes = 0
+    for name in sorted(shapes):
+        start_bytes, end_bytes = end_bytes, end_bytes + 4 * math.prod(shapes[name])
+        header[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [start_bytes, end_bytes]}
+    text_bytes = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-text_bytes // 8) * 8 + end_bytes
 
 
 def load_tensors(path: str | os.PathLike, *, kind: str) -> tuple[dict[str, Tensor], dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mlflow_setup.report import COLORS, MARKERS, Rows, by_method, provenance_line, pyplot
 
@@ -21,6 +22,28 @@ def draw_schedules(schedules: dict[str, dict[str, list[float]]], path: Path) -> 
         ax.grid(alpha=0.3)
     axes[0][0].set_ylabel("weight")
     axes[0][0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def draw_best_schedules(panels: dict[str, dict[str, Any]], path: Path) -> Path:
+    """PNG of psi(t) and xi(t) that a search found, beside the defaults (thin), one panel per size."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, len(panels), figsize=(max(6, 4.2 * len(panels)), 4), squeeze=False, layout="constrained")
+    for ax, (size, panel) in zip(axes[0], panels.items(), strict=True):
+        for name, color, style in (("psi", COLORS[0], "-"), ("xi", COLORS[1], "--")):
+            symbol = {"psi": "ψ adapts", "xi": "ξ retains"}[name]
+            ax.plot(panel["best"][name], color=color, ls=style, lw=2.5, label=f"{symbol}: {panel['best']['name']}")
+            ax.plot(
+                panel["default"][name], color=color, ls=style, lw=1, alpha=0.6, label=f"default: {panel['default']['name']}"
+            )
+        ax.set_title(f"{size}, FID {panel['fid']:.3f}")
+        ax.set_xlabel("timestep (0: data, right: noise)")
+        ax.set_ylim(-0.05, 1.05)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1)
+    axes[0][0].set_ylabel("weight over timesteps")
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

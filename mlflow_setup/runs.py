@@ -116,6 +116,23 @@ class SweepRuns:
 
         self.attempt(write)
 
+    def log_metrics(self, trial_id: str, metrics: dict[str, float], *, step: int) -> None:
+        """Write metrics of one step into the trial's run, once."""
+        if trial_id in self.children:
+            run_id = self.children[trial_id].run_id
+            self.attempt(lambda: self._log(run_id, [(name, value, step) for name, value in metrics.items()]))
+
+    def stop_child(self, trial_id: str, reason: str) -> None:
+        """End the run of a trial that was given up on purpose."""
+
+        def write() -> None:
+            child = self.children[trial_id]
+            self.client.set_tag(child.run_id, "outcome", reason)
+            self._end(child, "KILLED")
+
+        if trial_id in self.children:
+            self.attempt(write)
+
     def fail_child(self, trial_id: str, reason: str) -> None:
         def write() -> None:
             child = self.children[trial_id]

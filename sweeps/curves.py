@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sweeps.pareto import method_name, standard_error, transferred_initializations
+from sweeps.pareto import MethodNames, standard_error
 from trainables.spec import CurveSpec, TransferSpec
 
 
@@ -18,13 +18,12 @@ def used_schedules(transfers: Sequence[TransferSpec]) -> dict[str, dict[str, lis
     return {name: {"psi": s.psi().tolist(), "xi": s.xi().tolist()} for name, s in schedules.items()}
 
 
-def curve_rows(results: Sequence[tuple[CurveSpec, dict[str, Any]]]) -> list[dict[str, Any]]:
+def curve_rows(results: Sequence[tuple[CurveSpec, dict[str, Any]]], names: MethodNames) -> list[dict[str, Any]]:
     """One row per transfer method and share, averaged over the seeds."""
-    sources = transferred_initializations(job.transfer for job, _ in results)
     fids: dict[tuple[str, str, str, float], list[float]] = defaultdict(list)
     for job, record in results:
         for share, fid in zip(record["shares"], record["fids"], strict=True):
-            fids[(method_name(job.transfer, sources), job.transfer.size.name, record["protocol"], share)].append(fid)
+            fids[(names.of(job.transfer), job.transfer.size.name, record["protocol"], share)].append(fid)
     return [
         {
             "method": method,

@@ -23,7 +23,7 @@ def _shares(context: click.Context, parameter: click.Parameter, value: str) -> t
 @click.command(cls=OneLineErrors, epilog="Example: python sweeps/forgetting_curve.py --transfer full,difffit --seeds 0,1,2")
 @click.option("--size", help="The one size of the grid to look at, such as L4-D64.  [default: the largest]")
 @click.option("--shares", callback=_shares, default=DEFAULT_SHARES, show_default=True, help="Shares of steps to replace.")
-@grid_options
+@grid_options()
 def main(**options) -> None:
     """Replace the tuned denoiser by its base model (null label) for a growing share of steps from the data end, and plot
     FID against the share (Diff-Tuning, arXiv 2406.00773, section 2).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sweeps.pareto import Results, method_name, transferred_initializations
+from sweeps.pareto import MethodNames, Results
 from trainables.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
 from trainables.spec import FineSpec, JobSpec, TransferSpec, TrialSpec
 from trainables.store import Store
@@ -19,16 +19,15 @@ KEPT = {
 }
 
 
-def ledger_rows(results: Results, store: Store) -> list[dict[str, Any]]:
+def ledger_rows(results: Results, store: Store, names: MethodNames) -> list[dict[str, Any]]:
     """One row per kept file: bytes as measured when it was stored, seconds of its training or sampling.
 
     What a method's points share is counted once. A transfer needs its base model beside its delta: the base is a row of its
     initialization's, not of every transfer's. Seeds are repeats of the same point; the first of them is kept.
     """
-    sources = transferred_initializations(job for job, _ in results)
     kept: dict[tuple, tuple[TrialSpec | TransferSpec, dict[str, Any]]] = {}
     for job, record in sorted(results, key=lambda result: result[0].seed):
-        kept.setdefault((method_name(job, sources), job.size), (job, record))
+        kept.setdefault((names.of(job), job.size), (job, record))
     rows = []
     for method in sorted({method for method, _ in kept}):
         members = [pair for (name, _), pair in kept.items() if name == method]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.box import SIMPLE
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fine_core.dit import count_macs, count_parameters
 from sweeps.planning import Plan, estimated_core_s, predicted_serve_bytes, total_macs
-from trainables.spec import ExtractorSpec, JobSpec, TrainingJobSpec, TransferSpec, TrialSpec
+from trainables.spec import ExtractorSpec, JobSpec, RungSpec, TrainingJobSpec, TransferSpec, TrialSpec
 
 WIDE_TERMINAL = 125  # columns that the full table of points needs
 
@@ -35,17 +35,24 @@ def duration(seconds: float) -> str:
 
 def show_plan(console: Console, plan: Plan, finished: set[str], *, slots: int | None) -> None:
     """Every job with its size and cost. `slots`: parallel CPU workers for the time estimate, None if there are GPUs."""
+    show_jobs(console, plan, finished)
+    text = f"{len(plan.points)} points; " + work_left(plan, finished)
+    console.print(text + time_left(estimated_left_s(plan, finished), slots))
+
+
+def show_jobs(console: Console, plan: Plan, finished: set[str]) -> None:
     table = Table(title=f"Plan of sweep {plan.sweep_id}", title_justify="left", box=SIMPLE)
     for column in ("stage", "point"):
         table.add_column(column, no_wrap=True)
     for column in ("parameters", "MACs", "serve bytes", "work", "core time", "state"):
         table.add_column(column, justify="right", no_wrap=True)
+    labels = plan.labels
     for stage, jobs in plan.stages.items():
         for job in jobs:
             model = getattr(job, "model", None)
             table.add_row(
                 stage,
-                job.label,
+                labels[job.id],
                 f"{count_parameters(model):,}" if model else "",
                 amount(count_macs(model)) if model else "",
                 amount(predicted_serve_bytes(job), "B") if isinstance(job, TrialSpec | TransferSpec) else "",
@@ -54,13 +61,21 @@ def show_plan(console: Console, plan: Plan, finished: set[str], *, slots: int | 
                 "done" if job.id in finished else "to do",
             )
     console.print(table)
+
+
+def work_left(plan: Plan, finished: set[str]) -> str:
     missing = [job for job in plan.jobs if job.id not in finished]
-    core_s = sum(estimated_core_s(job) for job in missing)
     macs = amount(sum(map(total_macs, missing)), "MAC")
-    text = f"{len(plan.points)} points; {len(missing)} of {len(plan.jobs)} jobs to compute, {macs}"
-    if slots is not None:
-        text += f", about {duration(core_s / slots)} on {slots} CPU cores plus start-up (an estimate)"
-    console.print(text)
+    return f"{len(missing)} of {len(plan.jobs)} jobs to compute, {macs}"
+
+
+def estimated_left_s(plan: Plan, finished: set[str]) -> float:
+    """Seconds of one CPU core for the jobs to do."""
+    return sum(estimated_core_s(job) for job in plan.jobs if job.id not in finished)
+
+
+def time_left(core_s: float, slots: int | None) -> str:
+    return "" if slots is None else f", about {duration(core_s / slots)} on {slots} CPU cores plus start-up (an estimate)"
 
 
 def _amount_of_work(job: JobSpec) -> str:
@@ -74,8 +89,10 @@ def _amount_of_work(job: JobSpec) -> str:
 class ProgressView:
     """Live bars on a terminal, one line per event elsewhere. Fed by the sweep's own process only."""
 
-    def __init__(self, console: Console, plan: Plan, finished: set[str]) -> None:
-        self.console = console
+    def __init__(
+        self, console: Console, plan: Plan, finished: set[str], label: Callable[[JobSpec], str] = lambda job: job.label
+    ) -> None:
+        self.console, self.label = console, label
         self.costs = {job.id: estimated_core_s(job) for job in plan.jobs if job.id not in finished}
         self.done_share: dict[str, float] = dict.fromkeys(self.costs, 0.0)
         self.running: dict[str, TaskID] = {}
@@ -101,17 +118,17 @@ class ProgressView:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
-    def begin_stage(self, name: str, num_jobs: int) -> None:
+    def begin_stage(self, name: str, what: str, total: int) -> None:
         if self.stage is not None:
             self.progress.remove_task(self.stage)
         self.best = None  # stages score on different datasets
-        self.stage = self.progress.add_task(f"stage {name}", total=num_jobs, info="starting workers")
+        self.stage = self.progress.add_task(f"stage {name}", total=total, info="starting workers")
         if not self.console.is_terminal:
-            self.console.print(f"stage {name}: {num_jobs} jobs")
+            self.console.print(f"stage {name}: {what}")
 
     def started(self, job: JobSpec) -> None:
         if job.id not in self.running:
-            self.running[job.id] = self.progress.add_task(f"  {job.label}", total=job.total_steps or None, info="")
+            self.running[job.id] = self.progress.add_task(f"  {self.label(job)}", total=job.total_steps or None, info="")
         self._refresh()
 
     def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None:
@@ -124,24 +141,25 @@ class ProgressView:
         self.done_share[job.id] = 0.95 * metrics["step"] / max(1, metrics["total_steps"])
         self._refresh()
 
-    def finished(self, job: JobSpec, record: dict[str, Any]) -> None:
+    def finished(self, job: JobSpec, record: dict[str, Any], *, note: str = "", advance: int = 1) -> None:
+        """A rung's score is by another protocol than the points', and does not compete with them."""
         self._remove(job)
         self.done_share[job.id] = 1.0
         metrics = record["metrics"]
         result = f"done in {duration(metrics['job_s'])}"
         if "fid" in metrics:
-            result += f", FID {metrics['fid']:.3f}"
-            if self.best is None or metrics["fid"] < self.best[0]:
-                self.best = (metrics["fid"], job.label)
-        self._refresh(advance=1)
-        self.console.print(f"  {job.label}: {result}", highlight=False)
+            result += f", {'proxy ' if isinstance(job, RungSpec) else ''}FID {metrics['fid']:.3f}{note}"
+            if not isinstance(job, RungSpec) and (self.best is None or metrics["fid"] < self.best[0]):
+                self.best = (metrics["fid"], self.label(job))
+        self._refresh(advance)
+        self.console.print(f"  {self.label(job)}: {result}", highlight=False)
 
     def failed(self, job: JobSpec, reason: str) -> None:
         self._remove(job)
         self.done_share[job.id] = 1.0
         self.failed_count += 1
         self._refresh(advance=1)
-        self.console.print(f"  {job.label}: failed: {reason}", style="red", markup=False, highlight=False)
+        self.console.print(f"  {self.label(job)}: failed: {reason}", style="red", markup=False, highlight=False)
 
     def _remove(self, job: JobSpec) -> None:
         if job.id in self.running:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -21,11 +21,15 @@ from sweeps.monitor import show_plan
 from sweeps.planning import GridSpec, Plan
 from sweeps.presets import PRESETS
 from sweeps.running import RUNNERS, RunnerSpec, num_cpus
+from sweeps.settings import read_tuned
 from sweeps.transfer_planning import TransferGridSpec
 from trainables.initializations import INITIALIZATIONS
 from trainables.methods import TRANSFER_METHODS
 from trainables.spec import WEIGHTINGS
 from trainables.store import Store
+
+if TYPE_CHECKING:
+    from sweeps.sweep import Sweep
 
 LOG_WIDTH = 130
 DEFAULT_DATA_FOLDER = Path("~/fine-sweeps-data")
@@ -105,7 +109,11 @@ _OPTIONS = [
     click.option(
         "--transfer-lr", type=float, help="Learning rate of full fine-tuning; DiffFit, LoRA and others take ten times it."
     ),
-    click.option("--schedules", callback=names, help="Diff-Tuning: linear, power:S, complement:S, cosine, constant, cutoff:T."),
+    click.option(
+        "--schedules",
+        callback=names,
+        help="Diff-Tuning: linear, power:S, complement:S, cosine, constant, cutoff:T; @FILE: what schedule_search.py found.",
+    ),
     click.option("--weighting", type=click.Choice(WEIGHTINGS), help="Diff-Tuning: schedules draw timesteps, or weigh losses."),
     click.option("--retention-weight", type=float, help="Diff-Tuning: weight of the rehearsed images' loss."),
     click.option("--source-ratio", type=float, help="Diff-Tuning: share of a batch that is rehearsed."),
@@ -131,11 +139,16 @@ _OPTIONS = [
 ]
 
 
-def grid_options(command: Callable) -> Callable:
-    """Give a command the options of a size grid."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+def grid_options(*, without: Collection[str] = ()) -> Callable[[Callable], Callable]:
+    """Give a command the options of a size grid, but for those that it has of its own or makes no use of."""
+
+    def add(command: Callable) -> Callable:
+        for option in reversed(_OPTIONS):
+            command = option(command)
+        command.__click_params__ = [p for p in command.__click_params__ if p.name not in without]
+        return command
+
+    return add
 
 
 def grid_from(options: dict[str, Any]) -> GridSpec:
@@ -163,14 +176,17 @@ def _transfer_from(options: dict[str, Any]) -> TransferGridSpec | None:
     for name in chosen:
         if name not in named:
             raise ValueError(f"--transfer-from {name!r} is not among --methods {','.join(named)}")
+    files = [Path(text[1:]) for text in options["schedules"] if text.startswith("@")]
     return TransferGridSpec(
         methods=options["transfer"],
+        schedules=tuple(text for text in options["schedules"] if not text.startswith("@")),
+        tuned=tuple(found for file in files for found in read_tuned(file)),
         initializations=chosen,
         steps=options["transfer_steps"],
         lr=options["transfer_lr"],
         bank_sampler=bank_sampler,
-        **{name: options[name] for name in ("target", "schedules", "weighting", "retention_weight")},
-        **{name: options[name] for name in ("source_ratio", "gamma_span", "bank_images")},
+        **{name: options[name] for name in ("target", "weighting", "retention_weight", "source_ratio")},
+        **{name: options[name] for name in ("gamma_span", "bank_images")},
     )
 
 
@@ -199,6 +215,24 @@ class Request:
     runner: RunnerSpec
     params: dict[str, Any] = field(default_factory=dict)  # recorded beside the grid's
 
+    def show(self, console: Console, finished: set[str], slots: int | None) -> None:
+        show_plan(console, self.plan, finished, slots=slots)
+
+    def sweep(self, name: str, **surroundings: Any) -> Sweep:
+        """The sweep, to be run. Raises ValueError if it cannot be."""
+        from sweeps.sweep import Sweep  # imports Ray, which a dry run does not need
+
+        return Sweep(name, self.plan, self.recorded, **surroundings)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The grid's fields as they are recorded, those of the transfer stage with a prefix, and the sweep's own."""
+        grid = {field.name: getattr(self.grid, field.name) for field in fields(self.grid) if field.name != "transfer"}
+        transfer = self.grid.transfer
+        if transfer is not None:
+            grid |= {f"transfer_{field.name}": getattr(transfer, field.name) for field in fields(transfer)}
+        return grid | self.params
+
 
 def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, Any]], Request]) -> None:
     """Check everything, then show the plan (`--dry-run`) or carry it out; ends the process with the exit code."""
@@ -216,27 +250,16 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
         finished = {job.id for job in plan.jobs if store.read_record(job)}
         slots = None if runner.gpus_per_worker else num_cpus()
         if options["dry_run"]:
-            show_plan(console, plan, finished, slots=slots)
+            asked.show(console, finished, slots)
             return
         if not os.environ.get("RAY_ADDRESS"):
             runner.check_this_machine()
         tracking = open_tracking(tracking_uri, name, data_folder)
+        sweep = asked.sweep(name, store=store, tracking=tracking, runner=runner, data_folder=data_folder, console=console)
     except ValueError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
-    show_plan(console, plan, finished, slots=slots)
-    from sweeps.sweep import Sweep  # imports Ray, which a dry run does not need
-
-    sweep = Sweep(
-        name,
-        plan,
-        _params(asked.grid) | asked.params,
-        store=store,
-        tracking=tracking,
-        runner=runner,
-        data_folder=data_folder,
-        console=console,
-    )
+    asked.show(console, finished, slots)
     try:
         sys.exit(sweep.run())
     except KeyboardInterrupt:
@@ -252,15 +275,7 @@ def _check_finite(options: dict[str, Any]) -> None:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be a finite number")
 
 
-def _params(grid: GridSpec) -> dict[str, Any]:
-    """The grid's fields as they are recorded, those of the transfer stage with a prefix."""
-    own = {field.name: getattr(grid, field.name) for field in fields(grid) if field.name != "transfer"}
-    if grid.transfer is None:
-        return own
-    return own | {f"transfer_{field.name}": getattr(grid.transfer, field.name) for field in fields(grid.transfer)}
-
-
 def preset_grid(name: str) -> GridSpec:
     """The grid of a preset, for benchmarks."""
-    command = grid_options(click.Command("preset", callback=lambda **options: None))
+    command = click.command()(grid_options()(lambda **options: None))
     return grid_from(command.make_context("preset", ["--preset", name]).params)

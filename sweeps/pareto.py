@@ -16,6 +16,8 @@ MEANS = ("fid", "kid", "train_s", "eval_s")
 FORGETTING = ("source_fid", "source_fid_before", "distance", "tuned_distance", "tuned_distance_per_parameter")
 NUM_DRAWS = 4000
 
+TUNED = "tuned"  # marks points whose settings a search has found
+
 Results = Sequence[tuple[TrialSpec | TransferSpec, dict[str, Any]]]
 
 
@@ -57,12 +59,29 @@ class Point:
         return f"{self.method} L{self.depth}-D{self.width}"
 
 
-def points_from(results: Results) -> list[Point]:
+class MethodNames:
+    """What points are called beside their size.
+
+    Where base models of several initializations are transferred, a transfer says whose it was. `tuned` holds the ids of
+    points with settings found by a search: they share a name, whatever the settings are at their size.
+    """
+
+    def __init__(self, jobs: Iterable[TrialSpec | TransferSpec], tuned: Iterable[str] = ()) -> None:
+        self.sources = {job.initialization.name for job in jobs if isinstance(job, TransferSpec)}
+        self.tuned = frozenset(tuned)
+
+    def of(self, job: TrialSpec | TransferSpec) -> str:
+        if isinstance(job, TrialSpec):
+            return f"{job.initialization.name} {TUNED}" if job.id in self.tuned else job.initialization.name
+        name = f"{job.method} {TUNED}" if job.id in self.tuned else job.method_label
+        return f"{name} from {job.initialization.name}" if len(self.sources) > 1 else name
+
+
+def points_from(results: Results, names: MethodNames) -> list[Point]:
     """Average the seeds of every (method, size, protocol): base models before transfers, cheapest first."""
-    sources = transferred_initializations(job for job, _ in results)
     groups: dict[tuple, list[tuple[TrialSpec | TransferSpec, dict[str, Any]]]] = defaultdict(list)
     for job, record in results:
-        groups[(method_name(job, sources), job.size, record["protocol"])].append((job, record))
+        groups[(names.of(job), job.size, record["protocol"])].append((job, record))
     points = []
     for (method, size, protocol), members in groups.items():
         metrics = [record["metrics"] for _, record in members]
@@ -92,18 +111,6 @@ def points_from(results: Results) -> list[Point]:
 def standard_error(values: Sequence[float]) -> float | None:
     """Of the mean of independent values; None for a single one."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-
-
-def transferred_initializations(jobs: Iterable[TrialSpec | TransferSpec]) -> set[str]:
-    """Whose base models are transferred."""
-    return {job.initialization.name for job in jobs if isinstance(job, TransferSpec)}
-
-
-def method_name(job: TrialSpec | TransferSpec, sources: set[str]) -> str:
-    """What a point is called beside its size; where base models of several initializations are taken, whose it was."""
-    if isinstance(job, TrialSpec):
-        return job.initialization.name
-    return f"{job.method_label} from {job.initialization.name}" if len(sources) > 1 else job.method_label
 
 
 def _mean(metrics: list[dict[str, float]], name: str) -> float | None:

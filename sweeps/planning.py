@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import TypeVar
 
-from fine_core.dit import DiTConfig, ModelSize, count_macs, count_parameters
+import torch
+
+from fine_core.checkpoints import config_to_json, predicted_file_bytes
+from fine_core.dit import DiT, DiTConfig, ModelSize, count_macs, count_parameters
 from fine_core.evaluation import EvaluationSpec
 from fine_core.sampling import SamplerSpec
+from sweeps.pareto import MethodNames
+from sweeps.settings import tuned_for_size
 from sweeps.transfer_planning import TransferGridSpec
 from trainables.initializations import INITIALIZATIONS
 from trainables.methods import transfer_method
@@ -22,6 +29,7 @@ from trainables.spec import (
     FineSpec,
     JobSpec,
     LearngeneSpec,
+    RungSpec,
     ScratchSpec,
     TrainingJobSpec,
     TrainingSpec,
@@ -115,9 +123,13 @@ class GridSpec:
             width_mode=self.width_mode,
         )
 
-    def trial(self, method: str, depth: int, width: int, seed: int) -> TrialSpec:
+    def trial(self, method: str, depth: int, width: int, seed: int, *, sigma_steps: int | None = None) -> TrialSpec:
+        """The base model of one point. `sigma_steps` takes the place of the grid's own."""
+        initialization = self.initialization(method)
+        if sigma_steps is not None and isinstance(initialization, FineSpec):
+            initialization = replace(initialization, sigma_steps=sigma_steps)
         return TrialSpec(
-            initialization=self.initialization(method),
+            initialization=initialization,
             model=model_config(self.dataset, self.size(depth, width), patch_size=self.patch_size),
             dataset=self.dataset,
             training=self._training(self.steps),
@@ -140,6 +152,12 @@ class Plan:
     bank: tuple[BankSpec, ...] = ()
     transfer: tuple[TransferSpec, ...] = ()
     curve: tuple[CurveSpec, ...] = ()
+    tuned: frozenset[str] = frozenset()  # ids of the points whose settings a search has found
+
+    @property
+    def names(self) -> MethodNames:
+        """What its points are called."""
+        return MethodNames(self.points, self.tuned)
 
     @property
     def points(self) -> tuple[TrialSpec | TransferSpec, ...]:
@@ -163,21 +181,47 @@ class Plan:
         """The jobs of all stages, in the order of the stages."""
         return tuple(job for jobs in self.stages.values() for job in jobs)
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """A label for each job's id. Base models of one size that differ in their sigma steps say so."""
+        count = Counter(job.label for job in self.jobs)
+        return {job.id: job.label + (_sigma_suffix(job) if count[job.label] > 1 else "") for job in self.jobs}
+
 
 def plan_grid(grid: GridSpec) -> Plan:
     """Expand a grid. Largest models come first, so that no long trial is left over at the end. Raises ValueError."""
     bases = [grid.trial(*point) for point in product(grid.methods, grid.depths, grid.widths, grid.seeds)]
     transfers = [] if grid.transfer is None else [transfer for base in bases for transfer in grid.transfer.transfers(base)]
-    return plan_jobs(bases, transfers)
+    tuned = [] if grid.transfer is None else _tuned_transfers(grid)
+    known = {job.id for job in (*bases, *transfers)}
+    found = {job.id for transfer in tuned for job in (transfer.base, transfer)} - known
+    return plan_jobs([*bases, *(t.base for t in tuned)], [*transfers, *tuned], tuned=found)
 
 
-def plan_jobs(bases: Iterable[TrialSpec], transfers: Iterable[TransferSpec], curves: Iterable[CurveSpec] = ()) -> Plan:
+def _tuned_transfers(grid: GridSpec) -> list[TransferSpec]:
+    """What a search has found, at every size and seed of the grid. It may bring a base model of its own."""
+    transfers = []
+    for method, depth, width in product(grid.transfer.initializations, grid.depths, grid.widths):
+        for found in tuned_for_size(grid.transfer.tuned, method, grid.size(depth, width).name):
+            for seed in grid.seeds:
+                base = grid.trial(method, depth, width, seed, sigma_steps=found.settings.sigma_steps)
+                transfers.append(grid.transfer.transfer(base, found.method, found.settings))
+    return transfers
+
+
+def plan_jobs(
+    bases: Iterable[TrialSpec],
+    transfers: Iterable[TransferSpec],
+    curves: Iterable[CurveSpec] = (),
+    *,
+    tuned: Iterable[str] = (),
+) -> Plan:
     """The plan of these points and of all that they need."""
     base, transfer, curve = _unique(bases), _unique(transfers), _unique(curves)
     bank = _unique(job.bank for job in transfer if job.bank is not None)
     needs = {need.id: need for job in (*base, *transfer) for need in job.needs}
     source = tuple(need for need in needs.values() if isinstance(need, ExtractorSpec | LearngeneSpec))
-    return Plan(source=source, base=base, bank=bank, transfer=transfer, curve=curve)
+    return Plan(source=source, base=base, bank=bank, transfer=transfer, curve=curve, tuned=frozenset(tuned))
 
 
 def _unique(jobs: Iterable[Job]) -> tuple[Job, ...]:
@@ -185,17 +229,41 @@ def _unique(jobs: Iterable[Job]) -> tuple[Job, ...]:
     return tuple(sorted({job.id: job for job in jobs}.values(), key=lambda job: -estimated_core_s(job)))
 
 
+def _sigma_suffix(job: JobSpec) -> str:
+    base = job if isinstance(job, TrialSpec) else getattr(job, "base", None)
+    return f", {base.initialization.sigma_steps} sigma steps" if base and isinstance(base.initialization, FineSpec) else ""
+
+
 def predicted_serve_bytes(point: TrialSpec | TransferSpec) -> int:
-    """Bytes of the fp32 tensors that a point stores: all weights, or what a transfer trains (the file adds a few kB)."""
+    """Bytes of the file that a point stores: all weights, or what a transfer trains."""
     if isinstance(point, TrialSpec):
-        return 4 * count_parameters(point.model)
+        return predicted_file_bytes(_model_shapes(point.model), kind="dit", config=config_to_json(point.model))
+    return predicted_file_bytes(_delta_shapes(point), kind="delta", config=point.delta_config)
+
+
+def predicted_served_parameters(point: TransferSpec) -> int:
+    """Parameters of the model that a transfer serves: the base's, and what a method adds that cannot be merged."""
+    number = count_parameters(point.model)
+    if transfer_method(point.method).mergeable:
+        return number
+    own = _model_shapes(point.model)
+    return number + sum(math.prod(shape) for name, shape in _delta_shapes(point).items() if name not in own)
+
+
+def _delta_shapes(point: TransferSpec) -> dict[str, tuple[int, ...]]:
     rank = point.initialization.learngene.rank if isinstance(point.initialization, FineSpec) else None
-    return 4 * _trained_by(point.method, point.model, point.gamma_span, rank)
+    return _trained_shapes(point.method, point.model, point.gamma_span, rank)
 
 
-@lru_cache(maxsize=4096)
-def _trained_by(method: str, model: DiTConfig, gamma_span: float | None, rank: int | None) -> int:
-    return transfer_method(method).count_trained(model, gamma_span=gamma_span, rank=rank)
+@lru_cache(maxsize=1024)
+def _model_shapes(model: DiTConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in DiT(model).state_dict().items()}
+
+
+@lru_cache(maxsize=1024)
+def _trained_shapes(method: str, model: DiTConfig, gamma_span: float | None, rank: int | None) -> dict[str, tuple[int, ...]]:
+    return transfer_method(method).trained_shapes(model, gamma_span=gamma_span, rank=rank)
 
 
 def _sampled_images(job: JobSpec) -> list[tuple[int, SamplerSpec, int]]:
@@ -203,6 +271,8 @@ def _sampled_images(job: JobSpec) -> list[tuple[int, SamplerSpec, int]]:
     match job:
         case TrialSpec():
             scored = [job.evaluation] * 2  # with labels, and under the null label
+        case RungSpec():
+            scored = [job.evaluation]
         case TransferSpec():
             scored = [job.evaluation, job.base.evaluation]  # on the target, and on the source for forgetting
         case BankSpec():

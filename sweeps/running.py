@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
+from collections import deque
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +33,12 @@ import ray  # noqa: E402
 import torch  # noqa: E402
 from pyarrow import fs  # noqa: E402
 from ray import tune  # noqa: E402
+from ray.tune.search import ConcurrencyLimiter, Searcher  # noqa: E402
 
 from trainables.context import RunContext  # noqa: E402
 from trainables.jobs import run_job  # noqa: E402
 from trainables.spec import ExtractorSpec, JobSpec, LearngeneSpec, check  # noqa: E402
-from trainables.store import CHECKPOINT_FOLDER, Store  # noqa: E402
+from trainables.store import CHECKPOINT_FOLDER, Store, checkpoint_folder_name  # noqa: E402
 
 RUNNERS = ("auto", "train", "tune")
 OBJECT_STORE_BYTES = 200_000_000
@@ -103,6 +106,29 @@ class RunnerSpec:
 def num_cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+class JobSource(Protocol):
+    """Where a stage's jobs come from; asked in the sweep's own process whenever a worker is free."""
+
+    def next_job(self) -> JobSpec | None:
+        """None if there is nothing to start before a running job has ended, or nothing any more."""
+
+    def is_exhausted(self) -> bool:
+        """Whether there will be no further job, whatever the running ones give."""
+
+
+class FixedJobs:
+    """Jobs that are known beforehand, in their order."""
+
+    def __init__(self, jobs: Iterable[JobSpec]) -> None:
+        self.left = deque(jobs)
+
+    def next_job(self) -> JobSpec | None:
+        return self.left.popleft() if self.left else None
+
+    def is_exhausted(self) -> bool:
+        return not self.left
 
 
 class StageListener(Protocol):
@@ -176,9 +202,37 @@ class _TrialSetup:
         return tune.PlacementGroupFactory([driver if self.group_size else {"CPU": 1}])
 
 
-def _trial(config: dict[str, Any], setups: dict[str, _TrialSetup]) -> None:
+class _JobSearcher(Searcher):
+    """Hands a source's jobs to Tune as trials."""
+
+    def __init__(self, source: JobSource, runner: RunnerSpec, store: Store, slots: int) -> None:
+        super().__init__()
+        self.source, self.runner, self.store, self.slots = source, runner, store, slots
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        job = self.source.next_job()
+        if job is None:
+            return Searcher.FINISHED if self.source.is_exhausted() else None
+        num_workers = self.runner.workers_for(job, self.slots)
+        setup = _TrialSetup(
+            job=job,
+            group_size=num_workers if self.runner.uses_worker_group(job, num_workers) else 0,
+            gpus_per_worker=self.runner.gpus_per_worker,
+            store_location=self.store.location,
+            checkpoint_every_steps=self.runner.checkpoint_every_steps,
+        )
+        return {"setup": setup}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Sources hear of their jobs through the stage's listener, with the reason of a failure."""
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()  # for Tuner.restore, which sweeps do not use
+
+
+def _trial(config: dict[str, Any]) -> None:
     """A Tune trial: one job."""
-    setup = setups[config["job_id"]]
+    setup = config["setup"]
     job, store_location, every = setup.job, setup.store_location, setup.checkpoint_every_steps
     if not setup.group_size:
         torch.set_num_threads(1)
@@ -200,13 +254,15 @@ def _trial(config: dict[str, Any], setups: dict[str, _TrialSetup]) -> None:
 
 
 class _TuneEvents(tune.Callback):
-    """Translates Tune's callbacks for the listener."""
+    """Translates Tune's callbacks for the listener, and clears up after finished jobs."""
 
-    def __init__(self, listener: StageListener, setups: dict[str, _TrialSetup]) -> None:
-        self.listener, self.setups = listener, setups
+    def __init__(self, listener: StageListener, store: Store) -> None:
+        self.listener, self.store = listener, store
+        self.all_done = True
 
-    def _job(self, trial) -> JobSpec:
-        return self.setups[trial.config["job_id"]].job
+    @staticmethod
+    def _job(trial) -> JobSpec:
+        return trial.config["setup"].job
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for Tuner.restore, which sweeps do not use; a listener cannot be pickled
@@ -219,9 +275,17 @@ class _TuneEvents(tune.Callback):
             self.listener.reported(self._job(trial), result)
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        self.listener.finished(self._job(trial))
+        job = self._job(trial)
+        if self.store.read_record(job) is None:
+            self.all_done = False
+            self.listener.failed(job, "ended without a result")
+            return
+        if job.run_id == job.id:  # else the training goes on in another job
+            self.store.delete_checkpoints(job)
+        self.listener.finished(job)
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        self.all_done = False
         self.listener.failed(self._job(trial), _reason(trial.error_file))
 
 
@@ -232,32 +296,23 @@ def _reason(error_file: str | None) -> str:
     return lines[-1] if lines else "ended without a result"
 
 
-def run_stage(name: str, jobs: tuple[JobSpec, ...], store: Store, runner: RunnerSpec, listener: StageListener) -> None:
-    """Run jobs until each has its record in the store or has failed; checkpoints of finished jobs are deleted.
+def run_stage(name: str, source: JobSource, store: Store, runner: RunnerSpec, listener: StageListener) -> None:
+    """Run a source's jobs until it has no more; checkpoints of finished jobs are deleted.
 
-    An interrupted stage leaves its checkpoints: the same stage run again goes on from them.
+    An interrupted stage leaves its checkpoints: the same jobs run again go on from them.
     """
     slots = max(1, cluster_slots(runner))
     attempt = f"{name}-{uuid.uuid4().hex[:8]}"  # a folder of its own: Ray would write over an older attempt's checkpoints
-    setups = {}
-    for job in jobs:
-        num_workers = runner.workers_for(job, slots)
-        setups[job.id] = _TrialSetup(
-            job=job,
-            group_size=num_workers if runner.uses_worker_group(job, num_workers) else 0,
-            gpus_per_worker=runner.gpus_per_worker,
-            store_location=store.location,
-            checkpoint_every_steps=runner.checkpoint_every_steps,
-        )
-    trainable = tune.with_parameters(_trial, setups=setups)
+    searcher, events = _JobSearcher(source, runner, store, slots), _TuneEvents(listener, store)
+    max_concurrent = runner.max_concurrent or max(1, slots // runner.workers_per_trial)
     tuner = tune.Tuner(
-        tune.with_resources(trainable, lambda config: setups[config["job_id"]].resources),
-        param_space={"job_id": tune.grid_search(list(setups))},
+        tune.with_resources(_trial, lambda config: config["setup"].resources),
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=runner.max_concurrent or max(1, slots // runner.workers_per_trial),
+            search_alg=ConcurrencyLimiter(searcher, max_concurrent=max_concurrent),
+            num_samples=-1,  # as many as the source has
             reuse_actors=True,
-            trial_name_creator=lambda trial: trial.config["job_id"],
-            trial_dirname_creator=lambda trial: trial.config["job_id"],
+            trial_name_creator=lambda trial: trial.config["setup"].job.id,
+            trial_dirname_creator=lambda trial: checkpoint_folder_name(trial.config["setup"].job),
         ),
         run_config=tune.RunConfig(
             name=attempt,
@@ -265,14 +320,10 @@ def run_stage(name: str, jobs: tuple[JobSpec, ...], store: Store, runner: Runner
             storage_filesystem=store.filesystem,
             failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[_TuneEvents(listener, setups)],
+            callbacks=[events],
             verbose=0,
         ),
     )
     tuner.fit()
-    for job in jobs:
-        if store.read_record(job) is not None:
-            store.delete_checkpoints(job)
-            store.delete_folder(f"train/{job.id}")
-    if all(store.read_record(job) is not None for job in jobs):
+    if events.all_done:
         store.delete_folder(f"{CHECKPOINT_FOLDER}/{attempt}")

@@ -13,7 +13,7 @@ from sweeps.planning import plan_grid
 @click.command(
     cls=OneLineErrors, epilog="Example: python sweeps/size_grid.py --depths 2,4 --widths 32 --seeds 0,1,2 --storage-path ~/runs"
 )
-@grid_options
+@grid_options()
 def main(**options) -> None:
     """Train every method at every depth x width, take the models to a target domain, and report size-versus-FID fronts.
 

@@ -21,14 +21,15 @@ from mlflow_setup.view import save_chart_view
 from sweeps.curves import curve_rows, used_schedules
 from sweeps.ledger import ledger_rows, ledger_totals
 from sweeps.monitor import ProgressView, duration, show_curves, show_front, show_ledger
-from sweeps.pareto import Point, Results, by_protocol, method_name, points_from, report_rows, transferred_initializations
+from sweeps.pareto import Point, Results, by_protocol, points_from, report_rows
 from sweeps.planning import Plan
-from sweeps.running import RunnerSpec, cluster_slots, connect_cluster, run_stage
+from sweeps.running import FixedJobs, JobSource, RunnerSpec, cluster_slots, connect_cluster, run_stage
 from trainables.files import SAMPLES_FILE
 from trainables.spec import JobSpec, TransferSpec, TrialSpec
 from trainables.store import Store
 
 MLFLOW_PORT = 5000
+PLAIN = str.maketrans({" ": "-", ":": None, ",": None})  # of a label in a file's name
 SCORED = TrialSpec | TransferSpec  # the jobs that are points, each with a run of its own
 
 
@@ -49,7 +50,7 @@ class Sweep:
     ) -> None:
         self.name, self.plan, self.params = name, plan, params
         self.store, self.tracking, self.runner, self.console = store, tracking, runner, console
-        self.sources = transferred_initializations(plan.points)
+        self.names, self.labels = plan.names, plan.labels
         self.report_folder = data_folder / "reports" / plan.sweep_id
         self.reasons: dict[str, str] = {}
         self.timings: dict[str, float] = {}
@@ -57,9 +58,10 @@ class Sweep:
     def run(self) -> int:
         """Compute what is missing, then report. Returns the exit code: 0 all points done, 1 some failed."""
         missing = self._missing()
+        to_do = self._is_unfinished(missing)
         self.runs = SweepRuns(self.tracking, self.plan.sweep_id, f"{self.name}-{self.plan.sweep_id}", self.params)
         try:
-            if any(missing.values()):
+            if to_do:
                 self._compute(missing)
             self._record_finished()
             return self._report()
@@ -75,6 +77,9 @@ class Sweep:
             stage: tuple(job for job in jobs if self.store.read_record(job) is None) for stage, jobs in self.plan.stages.items()
         }
 
+    def _is_unfinished(self, missing: dict[str, tuple[JobSpec, ...]]) -> bool:
+        return any(missing.values())
+
     def _compute(self, missing: dict[str, tuple[JobSpec, ...]]) -> None:
         missing_ids = {job.id for jobs in missing.values() for job in jobs}
         finished = {job.id for job in self.plan.jobs} - missing_ids
@@ -86,18 +91,22 @@ class Sweep:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.timings["ray_start"] = time.monotonic() - started
         try:
-            with ProgressView(self.console, self.plan, finished) as self.view:
-                for stage, jobs in missing.items():
-                    runnable = self._runnable(jobs)
-                    if not runnable:
-                        continue
-                    started = time.monotonic()
-                    self.view.begin_stage(stage, len(runnable))
-                    run_stage(f"{self.plan.sweep_id}-{stage}", runnable, self.store, self.runner, self)
-                    self.timings[stage] = time.monotonic() - started
-                    self._show_overhead(stage, runnable)
+            with ProgressView(self.console, self.plan, finished, self._label) as self.view:
+                self._run_stages(missing)
         finally:
             ray.shutdown()
+
+    def _run_stages(self, missing: dict[str, tuple[JobSpec, ...]]) -> None:
+        for stage, jobs in missing.items():
+            if runnable := self._runnable(jobs):
+                self._run_stage(stage, FixedJobs(runnable), f"{len(runnable)} jobs", len(runnable))
+                self._show_overhead(stage, runnable)
+
+    def _run_stage(self, stage: str, source: JobSource, what: str, total: int) -> None:
+        started = time.monotonic()
+        self.view.begin_stage(stage, what, total)
+        run_stage(f"{self.plan.sweep_id}-{stage}", source, self.store, self.runner, self)
+        self.timings[stage] = time.monotonic() - started
 
     def _runnable(self, jobs: tuple[JobSpec, ...]) -> tuple[JobSpec, ...]:
         """Jobs whose artifacts are there; the others fail with the artifact's name."""
@@ -126,6 +135,9 @@ class Sweep:
             self.timings[f"{stage}_outside_per_trial"] = outside_s
         self.console.print(line, highlight=False)
 
+    def _label(self, job: JobSpec) -> str:
+        return self.labels.get(job.id, job.label)
+
     # The listener's side: called in this process, by the stage's Tune callbacks.
 
     def started(self, job: JobSpec) -> None:
@@ -135,7 +147,7 @@ class Sweep:
 
     def _start_child(self, job: SCORED) -> None:
         size, transfer = job.size, job.method if isinstance(job, TransferSpec) else "none"
-        method = method_name(job, self.sources)
+        method = self.names.of(job)
         tags = {"method": method, "initialization": job.initialization.name, "transfer": transfer, "dataset": job.dataset}
         tags |= {"depth": str(size.depth), "width": str(size.width), "pareto": "unknown"}
         params = {"method": method, "depth": size.depth, "width": size.width, "num_heads": size.num_heads}
@@ -143,7 +155,7 @@ class Sweep:
         if isinstance(job, TransferSpec):
             params |= {"base_trial_id": job.base.id, "gamma_span": job.gamma_span}
             params |= {} if job.rehearsal is None else vars(job.rehearsal)
-        self.runs.start_child(job.id, job.label, tags, params)
+        self.runs.start_child(job.id, self._label(job), tags, params)
 
     def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None:
         self.view.reported(job, metrics)
@@ -152,9 +164,6 @@ class Sweep:
 
     def finished(self, job: JobSpec) -> None:
         record = self.store.read_record(job)
-        if record is None:
-            self.failed(job, "ended without a result")
-            return
         self.view.finished(job, record)
         if isinstance(job, SCORED):
             self._finish_child(job, record)
@@ -187,7 +196,7 @@ class Sweep:
             self._write_report(results)
         for job in failures:
             reason = self.reasons.get(job.id, "not computed")
-            self.console.print(f"failed: {job.label}: {reason}", style="red", markup=False, highlight=False)
+            self.console.print(f"failed: {self._label(job)}: {reason}", style="red", markup=False, highlight=False)
         summary = {"points_done": len(results), "points_failed": len(self.plan.points) - len(results)}
         summary |= {f"timing/{name}_s": value for name, value in self.timings.items()}
         self.runs.close("FAILED" if failures else "FINISHED", summary)
@@ -196,11 +205,27 @@ class Sweep:
         return 1 if failures else 0
 
     def _write_report(self, results: Results) -> None:
+        files = self._write_fronts(results)
+        if schedules := used_schedules(self.plan.transfer):
+            files.append(draw_schedules(schedules, self.report_folder / "schedules.png"))
+        finished_curves = [(job, record) for job in self.plan.curve if (record := self.store.read_record(job))]
+        if curves := curve_rows(finished_curves, self.names):
+            show_curves(self.console, curves)
+            files.append(write_csv(curves, self.report_folder / "forgetting.csv"))
+            files.append(draw_curves(curves, self.report_folder / "forgetting.png"))
+        ledger = ledger_rows(results, self.store, self.names)
+        files.append(write_csv(ledger, self.report_folder / "ledger.csv"))
+        show_ledger(self.console, ledger_totals(ledger))
+        self.runs.log_files(files)
+        self.runs.log_files(self._copy_samples(results), "samples")
+        self._show_where(files)
+
+    def _write_fronts(self, results: Results) -> list[Path]:
+        """Print and draw the front of every protocol: scores of different protocols never share a table or a plot."""
         self.report_folder.mkdir(parents=True, exist_ok=True)
-        groups = by_protocol(points_from(results))
+        groups = by_protocol(points_from(results, self.names))
         files: list[Path] = []
         for points, suffix in zip(groups.values(), self._suffixes(list(groups.values())), strict=True):
-            # Scores of different protocols never share a table or a plot.
             rows = report_rows(points)
             title = f"Size against FID on {points[0].dataset}"
             files.append(write_csv(rows, self.report_folder / f"pareto{suffix}.csv"))
@@ -209,18 +234,7 @@ class Sweep:
             self._tag_front(rows)
             show_front(self.console, rows)
             self.console.print(f"protocol: {rows[0]['protocol']}", highlight=False)
-        if schedules := used_schedules(self.plan.transfer):
-            files.append(draw_schedules(schedules, self.report_folder / "schedules.png"))
-        if curves := curve_rows([(job, record) for job in self.plan.curve if (record := self.store.read_record(job))]):
-            show_curves(self.console, curves)
-            files.append(write_csv(curves, self.report_folder / "forgetting.csv"))
-            files.append(draw_curves(curves, self.report_folder / "forgetting.png"))
-        ledger = ledger_rows(results, self.store)
-        files.append(write_csv(ledger, self.report_folder / "ledger.csv"))
-        show_ledger(self.console, ledger_totals(ledger))
-        self.runs.log_files(files)
-        self.runs.log_files(self._copy_samples(results), "samples")
-        self._show_where(files)
+        return files
 
     def _suffixes(self, groups: list[list[Point]]) -> list[str]:
         """What tells the files of several protocols apart: the target's name, and a number where that is not enough."""
@@ -235,7 +249,7 @@ class Sweep:
         """The points' pictures side by side, under readable names."""
         folder = self.report_folder / "samples"
         folder.mkdir(exist_ok=True)
-        named = {trial.label.replace(" ", "-").replace(":", ""): self.store.fetch(trial, SAMPLES_FILE) for trial, _ in results}
+        named = {self._label(trial).translate(PLAIN): self.store.fetch(trial, SAMPLES_FILE) for trial, _ in results}
         return [Path(shutil.copyfile(path, folder / f"{name}.png")) for name, path in named.items()]
 
     def _tag_front(self, rows: list[dict[str, Any]]) -> None:
@@ -254,10 +268,14 @@ class Sweep:
             executable = shlex.quote(_mlflow_executable())
             command = f"{executable} ui --port {MLFLOW_PORT} --backend-store-uri {shlex.quote(self.tracking.uri)}"
             self.console.print(f"Compare the runs:  {command}", soft_wrap=True, highlight=False)
-        for dataset in dict.fromkeys(point.dataset for point in self.plan.points):
+        for dataset in self._datasets():
             view = self._save_view(dataset)
             if view is not None:
                 self.console.print(f"then open          {server}{view}", soft_wrap=True, highlight=False)
+
+    def _datasets(self) -> list[str]:
+        """Those that its points are scored on."""
+        return list(dict.fromkeys(point.dataset for point in self.plan.points))
 
     def _save_view(self, dataset: str) -> str | None:
         ids = self.plan.sweep_id, self.runs.parent_id

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from fine_core.data import dataset_info
 from fine_core.retention import RetentionSchedule
 from fine_core.sampling import SamplerSpec
+from sweeps.settings import TransferSettings, TunedTransfer
 from trainables.methods import transfer_method
 from trainables.spec import BankSpec, ExtractorSpec, RehearsalSpec, TransferSpec, TrialSpec, check
 
@@ -16,6 +17,7 @@ class TransferGridSpec:
     """What is done to every base model: each method, and each method that takes a schedule once per schedule.
 
     `initializations`: whose base models are taken. `lr` is that of full fine-tuning; methods have factors of their own.
+    `tuned`: settings that a search found, done besides.
     """
 
     target: str
@@ -30,6 +32,7 @@ class TransferGridSpec:
     lr: float
     bank_images: int
     bank_sampler: SamplerSpec
+    tuned: tuple[TunedTransfer, ...] = ()
 
     def __post_init__(self) -> None:
         dataset_info(self.target)
@@ -38,7 +41,10 @@ class TransferGridSpec:
             method.check_installed()
         check(self.retention_weight >= 0, f"retention_weight is {self.retention_weight}; it must be 0 or more")
         check(0 <= self.gamma_span <= 1, f"gamma_span is {self.gamma_span}; it must be between 0 and 1")
-        takes = [method.name for method in methods if method.rehearses]
+        for tuned in self.tuned:
+            transfer_method(tuned.method).check_installed()
+        has_tuned = {tuned.method for tuned in self.tuned}
+        takes = [method.name for method in methods if method.rehearses and method.name not in has_tuned]
         check(bool(self.schedules) or not takes, f"schedules is empty; {', '.join(takes)} needs at least one")
         applies = any(self._applies(method.name, name) for method in methods for name in self.initializations)
         check(applies, f"{', '.join(self.methods)} needs base models of fine; add fine to --methods, or another --transfer")
@@ -62,18 +68,29 @@ class TransferGridSpec:
             if not self._applies(name, base.initialization.name):
                 continue
             schedules = self.parsed_schedules() if transfer_method(name).rehearses else [None]
-            found += [self._transfer(base, name, schedule) for schedule in schedules]
+            found += [self.transfer(base, name, self.default_settings(name, schedule)) for schedule in schedules]
         return found
 
-    def _transfer(self, base: TrialSpec, name: str, schedule: RetentionSchedule | None) -> TransferSpec:
+    def default_settings(self, name: str, schedule: RetentionSchedule | None) -> TransferSettings:
+        """This grid's own settings of a method."""
+        return TransferSettings(
+            schedule=schedule,
+            retention_weight=self.retention_weight,
+            source_ratio=self.source_ratio,
+            gamma_span=self.gamma_span,
+            lr=self.lr * transfer_method(name).lr_factor,
+        )
+
+    def transfer(self, base: TrialSpec, name: str, settings: TransferSettings) -> TransferSpec:
+        """One transfer of a base model. Raises ValueError if the target does not fit it."""
         method, rehearsal, bank = transfer_method(name), None, None
-        if schedule is not None:
-            retains = method.retains and self.retention_weight > 0
+        if settings.schedule is not None:
+            retains = method.retains and settings.retention_weight > 0
             rehearsal = RehearsalSpec(
-                schedule=schedule,
+                schedule=settings.schedule,
                 weighting=self.weighting,
-                retention_weight=self.retention_weight if retains else 0.0,
-                source_ratio=self.source_ratio if retains else None,
+                retention_weight=settings.retention_weight if retains else 0.0,
+                source_ratio=settings.source_ratio if retains else None,
             )
             if method.uses_bank and retains:
                 bank = BankSpec(base=base, num_images=self.bank_images, sampler=self.bank_sampler)
@@ -82,9 +99,9 @@ class TransferGridSpec:
             method=name,
             rehearsal=rehearsal,
             bank=bank,
-            gamma_span=self.gamma_span if method.uses_scales else None,
+            gamma_span=settings.gamma_span if method.uses_scales else None,
             dataset=self.target,
-            training=replace(base.training, steps=self.steps, lr=self.lr * method.lr_factor),
+            training=replace(base.training, steps=self.steps, lr=settings.lr),
             evaluation=base.evaluation,
             extractor=ExtractorSpec(dataset=self.target),
             seed=base.seed,

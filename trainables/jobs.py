@@ -27,9 +27,19 @@ from trainables.initializations.fine import LearngeneRecipe
 from trainables.loop import Progress, Recipe, train
 from trainables.provenance import PeakMemory, provenance
 from trainables.scoring import save_grid, score_model, score_source
-from trainables.spec import BankSpec, CurveSpec, ExtractorSpec, FineSpec, JobSpec, LearngeneSpec, TransferSpec, TrialSpec
+from trainables.spec import (
+    BankSpec,
+    CurveSpec,
+    ExtractorSpec,
+    FineSpec,
+    JobSpec,
+    LearngeneSpec,
+    RungSpec,
+    TransferSpec,
+    TrialSpec,
+)
 from trainables.store import Store
-from trainables.transfer import run_transfer
+from trainables.transfer import run_rung, run_transfer
 
 
 def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_every_steps: int) -> None:
@@ -49,6 +59,8 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
                 record = _run_trial(job, Path(folder), store, run, checkpoint_every_steps)
             case BankSpec():
                 record = run_bank(job, Path(folder), store, run)
+            case RungSpec():
+                record = run_rung(job, store, run, checkpoint_every_steps)
             case TransferSpec():
                 record = run_transfer(job, Path(folder), store, run, checkpoint_every_steps)
             case CurveSpec():

@@ -117,15 +117,19 @@ def train(
     training: TrainingSpec,
     run: RunContext,
     checkpoint_every_steps: int,
+    until_step: int | None = None,
 ) -> tuple[nn.Module, Progress]:
     """Run all phases from the latest checkpoint on; returns the last model with averaged weights.
 
-    Raises TrainingDiverged on a non-finite loss, ValueError if the batch does not divide among the workers.
+    With `until_step` the run stops there, checkpointed: without it, it goes on as if it had never stopped. Raises
+    TrainingDiverged on a non-finite loss, ValueError if the batch does not divide among the workers.
     """
     if training.batch_size % run.num_workers:
         raise ValueError(f"batch_size {training.batch_size} does not divide among {run.num_workers} workers")
     diffusion = Diffusion().to(run.device)
     state = restore_checkpoint(run)
+    if state is not None and until_step is not None and state["progress"]["step"] > until_step:
+        state = None  # this stretch of the training is over; it can only be had again from the start
     progress = Progress() if state is None else Progress(**state.pop("progress"))
     total_steps = sum(phase.steps for phase in recipe.phases)
 
@@ -148,6 +152,8 @@ def train(
     for index, phase in enumerate(recipe.phases):
         model = recipe.model_for(index, model).to(run.device)
         end = first_step + phase.steps
+        if until_step is not None:
+            end = min(end, until_step)
         if index < progress.phase or phase.steps == 0:
             first_step = end
             continue
@@ -176,6 +182,8 @@ def train(
                 losses, reported_step, started = [], progress.step, time.perf_counter()
         model = trainer.finish()
         first_step = end
+        if end == until_step:
+            break
     return model, progress
 
 

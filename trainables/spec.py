@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar
 
 from fine_core.data import dataset_info
@@ -61,6 +61,11 @@ class JobSpec:
     def needs(self) -> tuple[JobSpec, ...]:
         """Artifacts that must be in the store before this job starts."""
         return ()
+
+    @property
+    def run_id(self) -> str:
+        """What this job's checkpoints are kept under: jobs of one `run_id` are stretches of the same training."""
+        return self.id
 
 
 class TrainingJobSpec(JobSpec):
@@ -277,6 +282,11 @@ class TransferSpec(TrainingJobSpec):
         return self.base.initialization
 
     @property
+    def delta_config(self) -> dict[str, str]:
+        """What its delta says of itself: the method, and the models that it leads from and to."""
+        return {"method": self.method, "base": self.base.id, "transfer": self.id}
+
+    @property
     def method_label(self) -> str:
         """The method with its schedule."""
         return self.method if self.rehearsal is None else f"{self.method} {self.rehearsal.schedule}"
@@ -288,6 +298,47 @@ class TransferSpec(TrainingJobSpec):
     @property
     def needs(self) -> tuple[JobSpec, ...]:
         return (self.extractor, self.base) if self.bank is None else (self.extractor, self.base, self.bank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RungSpec(TrainingJobSpec):
+    """The first `step` training steps of a transfer and a cheap score there, by which a search decides whether to go on.
+
+    `evaluation` is the proxy protocol. The transfer, or its next rung, goes on from this rung's checkpoint.
+    """
+
+    kind: ClassVar[str] = "rung"
+    transfer: TransferSpec
+    step: int
+    evaluation: EvaluationSpec
+
+    def __post_init__(self) -> None:
+        steps = self.transfer.training.steps
+        check(0 < self.step < steps, f"a rung at step {self.step} is not within the transfer's {steps} steps")
+
+    @property
+    def training(self) -> TrainingSpec:
+        return replace(self.transfer.training, steps=self.step)
+
+    @property
+    def model(self) -> DiTConfig:
+        return self.transfer.model
+
+    @property
+    def seed(self) -> int:
+        return self.transfer.seed
+
+    @property
+    def label(self) -> str:
+        return f"{self.transfer.label} step {self.step}"
+
+    @property
+    def needs(self) -> tuple[JobSpec, ...]:
+        return self.transfer.needs
+
+    @property
+    def run_id(self) -> str:
+        return self.transfer.run_id
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from fine_core.ledger import file_bytes, sha256_of
 from trainables.files import PROGRESS_FILE, RECORD_FILE, STATE_FILE
 from trainables.spec import JobSpec
 
-CHECKPOINT_FOLDER = "tune"  # Ray Tune's: <attempt>/<job id>/checkpoint_*
+CHECKPOINT_FOLDER = "tune"  # Ray Tune's: <attempt>/<run id>.<job id>/checkpoint_*
+WORKER_GROUP_FOLDER = "train"  # Ray Train's: <run id>/checkpoint_*
 
 
 class StoreError(ValueError):
@@ -104,14 +105,14 @@ class Store:
         return path
 
     def latest_checkpoint(self, job: JobSpec) -> str | None:
-        """The whole checkpoint of a job that got furthest, over all attempts below `CHECKPOINT_FOLDER`; None without one.
+        """The whole checkpoint of a job's training that got furthest, over all attempts below `CHECKPOINT_FOLDER`, or None.
 
         A checkpoint is whole if its state has the size that its progress file says: the copy of it may have been cut off.
         """
         steps: dict[str, int] = {}
         for info in self._checkpoint_files():
             folder, _, name = info.path.rpartition("/")
-            if name == PROGRESS_FILE and folder.split("/")[-2] == job.id:
+            if name == PROGRESS_FILE and _run_id(folder.split("/")[-2]) == job.run_id:
                 with self.filesystem.open_input_stream(info.path) as stream, suppress(json.JSONDecodeError):
                     progress = json.loads(stream.readall())
                     state = self.filesystem.get_file_info(f"{folder}/{STATE_FILE}")
@@ -124,12 +125,22 @@ class Store:
         return self.filesystem.get_file_info(selector)
 
     def delete_checkpoints(self, job: JobSpec) -> None:
-        """Delete what all attempts at a finished job have left."""
+        """Delete what all attempts at a job's training have left, once it is over."""
         for info in self._checkpoint_files():
-            if info.base_name == job.id:
+            if info.type == fs.FileType.Directory and _run_id(info.base_name) == job.run_id:
                 self.filesystem.delete_dir(info.path)
+        self.delete_folder(f"{WORKER_GROUP_FOLDER}/{job.run_id}")
 
     def delete_folder(self, folder: str) -> None:
         """Delete `folder` below the root if it is there."""
         if self.filesystem.get_file_info(f"{self.root}/{folder}").type == fs.FileType.Directory:
             self.filesystem.delete_dir(f"{self.root}/{folder}")
+
+
+def checkpoint_folder_name(job: JobSpec) -> str:
+    """A job's folder in an attempt below `CHECKPOINT_FOLDER`."""
+    return f"{job.run_id}.{job.id}"
+
+
+def _run_id(folder_name: str) -> str:
+    return folder_name.partition(".")[0]

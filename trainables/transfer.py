@@ -19,10 +19,10 @@ from fine_core.learngene import Learngene
 from fine_core.randomness import stream_seed
 from trainables.context import RunContext
 from trainables.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
-from trainables.loop import Phase, train
+from trainables.loop import Phase, Progress, train
 from trainables.methods import MethodOptions, TransferData, TransferMethod, transfer_method
 from trainables.scoring import save_grid, score_model, score_source
-from trainables.spec import FineSpec, TransferSpec
+from trainables.spec import FineSpec, RungSpec, TransferSpec
 from trainables.store import Store
 
 
@@ -72,7 +72,10 @@ def load_transferred(job: TransferSpec, store: Store) -> DiT:
     return method.merge(model)
 
 
-def run_transfer(job: TransferSpec, folder: Path, store: Store, run: RunContext, every: int) -> dict[str, Any]:
+def _tune(
+    job: TransferSpec, store: Store, run: RunContext, every: int, until_step: int | None = None
+) -> tuple[TransferRecipe, DiT, Progress]:
+    """Train a transfer to its end, or to a rung. Returns the recipe, the tuned model and how it went."""
     base = load_base(job, store).eval()
     recipe = TransferRecipe(job, base, method_options(job, store), run.device)
     bank: ImageSet | None = None
@@ -80,14 +83,29 @@ def run_transfer(job: TransferSpec, folder: Path, store: Store, run: RunContext,
         bank, _ = load_bank(store.fetch(job.bank, BANK_FILE), null_label=job.model.num_classes)
     data = TransferData(target=load_dataset(job.dataset, "train"), bank=bank, base=base, device=run.device)
     batches = recipe.method.batches(job, data)
-    tuned, progress = train(recipe, batches=batches, training=job.training, run=run, checkpoint_every_steps=every)
+    tuned, progress = train(
+        recipe, batches=batches, training=job.training, run=run, checkpoint_every_steps=every, until_step=until_step
+    )
+    return recipe, tuned, progress
+
+
+def run_rung(job: RungSpec, store: Store, run: RunContext, every: int) -> dict[str, Any]:
+    """Train a transfer's first steps and score them by the proxy protocol, on the target alone."""
+    recipe, tuned, progress = _tune(job.transfer, store, run, every, until_step=job.step)
+    served = recipe.method.merge(tuned)
+    scores = score_model(served, job.evaluation, job.transfer.extractor, store=store, seed=job.seed, run=run)
+    metrics = {"fid": scores.fid, "eval_s": scores.eval_s, "train_s": progress.train_s}
+    return {"metrics": metrics, "protocol": scores.protocol, "history": progress.history}
+
+
+def run_transfer(job: TransferSpec, folder: Path, store: Store, run: RunContext, every: int) -> dict[str, Any]:
+    recipe, tuned, progress = _tune(job, store, run, every)
     served = recipe.method.merge(tuned)
     scores = score_model(served, job.evaluation, job.extractor, store=store, seed=job.seed, run=run)
     remembered = _source_scores(job, served, store, run)
     if run.rank != 0:
         return {"metrics": {}}
-    config = {"method": job.method, "base": job.base.id, "transfer": job.id}
-    save_delta(tuned, folder / DELTA_FILE, config)
+    save_delta(tuned, folder / DELTA_FILE, job.delta_config)
     save_grid(scores.shown, folder / SAMPLES_FILE)
     num_trained = sum(tensor.numel() for tensor in trainable_tensors(tuned).values())
     metrics = {
@@ -100,20 +118,20 @@ def run_transfer(job: TransferSpec, folder: Path, store: Store, run: RunContext,
         "params_trainable": num_trained,
         "macs": served_macs(served, recipe.method),
         "serve_bytes": (folder / DELTA_FILE).stat().st_size,
-        **_distances(recipe, base, tuned, served),
+        **_distances(recipe, tuned, served),
         **remembered,
         **_initialize_costs(job, store),
     }
     return {"metrics": metrics, "protocol": scores.protocol, "history": progress.history}
 
 
-def _distances(recipe: TransferRecipe, base: DiT, tuned: DiT, served: DiT) -> dict[str, float]:
+def _distances(recipe: TransferRecipe, tuned: DiT, served: DiT) -> dict[str, float]:
     """Squared distances to the base (arXiv 2406.00773, the forgetting measure).
 
     `tuned_distance` is over the trained tensors, in the method's own coordinates (new ones from their start), in all and
     per parameter; `distance` is over the weights that are served, the same coordinates for every mergeable method.
     """
-    trained, weights = trainable_tensors(tuned), base.state_dict()
+    trained, weights = trainable_tensors(tuned), recipe.base.state_dict()
     own = squared_distance(recipe.start | {name: t for name, t in weights.items() if name in trained}, trained)
     number = sum(tensor.numel() for tensor in trained.values())
     distances = {"forgetting/tuned_distance": own, "forgetting/tuned_distance_per_parameter": own / number}

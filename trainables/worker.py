@@ -14,7 +14,7 @@ from ray.train.torch import TorchTrainer, get_device
 from trainables.context import RunContext
 from trainables.jobs import run_job
 from trainables.spec import JobSpec
-from trainables.store import Store
+from trainables.store import WORKER_GROUP_FOLDER, Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ def run_on_worker_group(
     callbacks: list[Any],
     max_failures: int,
 ) -> None:
-    """Run a job on its own worker group. The run is named by the job's id: submitted again, it resumes."""
+    """Run a job on its own worker group. The run is named by the job's `run_id`: submitted again, it resumes."""
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
@@ -79,8 +79,8 @@ def run_on_worker_group(
             resources_per_worker={"CPU": 1, **({"GPU": group.gpus} if group.gpus > 0 else {})},
         ),
         run_config=train.RunConfig(
-            name=job.id,
-            storage_path=f"{store.root}/train",
+            name=job.run_id,
+            storage_path=f"{store.root}/{WORKER_GROUP_FOLDER}",
             storage_filesystem=store.filesystem,
             callbacks=callbacks,
             checkpoint_config=train.CheckpointConfig(num_to_keep=1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -68,12 +69,16 @@ class TransferMethod(ABC):
         """Freeze, add and mark trainable, in place. Deterministic in the options."""
 
     def count_trained(self, model: DiTConfig, *, gamma_span: float | None, rank: int | None) -> int:
-        """Parameters that the method trains in a model, with FINE factors of `rank`. Allocates nothing."""
+        """Parameters that the method trains in a model, with FINE factors of `rank`."""
+        return sum(map(math.prod, self.trained_shapes(model, gamma_span=gamma_span, rank=rank).values()))
+
+    def trained_shapes(self, model: DiTConfig, *, gamma_span: float | None, rank: int | None) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors that the method trains, by name. Allocates nothing."""
         options = MethodOptions() if gamma_span is None else MethodOptions(gamma_span=gamma_span)
         with torch.device("meta"):
             prepared = DiT(model)
             self.prepare(prepared, options)
-        return sum(tensor.numel() for tensor in trainable_tensors(prepared).values())
+        return {name: tuple(tensor.shape) for name, tensor in trainable_tensors(prepared).items()}
 
     def merge(self, model: DiT) -> DiT:
         """The model to serve: dense if `mergeable`, else the prepared model itself."""

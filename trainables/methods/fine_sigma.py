@@ -18,8 +18,9 @@ class FineSigma(TransferMethod):
             raise ValueError("fine-sigma needs the learngene that the base model was assembled from")
         apply_fine_sigma(model, options.learngene, width_mode=options.width_mode)
 
-    def count_trained(self, model: DiTConfig, *, gamma_span: float | None, rank: int | None) -> int:
-        return model.size.depth * len(BLOCK_MATRICES) * rank
+    def trained_shapes(self, model: DiTConfig, *, gamma_span: float | None, rank: int | None) -> dict[str, tuple[int, ...]]:
+        places = [f"blocks.{block}.{place}" for block in range(model.size.depth) for place in BLOCK_MATRICES.values()]
+        return {f"{place}.delta_sigma": (rank,) for place in places}
 
     def merge(self, model: DiT) -> DiT:
         return merge_fine_sigma(model)

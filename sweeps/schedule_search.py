@@ -1,0 +1,117 @@
+"""Schedule search: Optuna looks for the retention schedule and its companions that give a transfer the best FID."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from fine_core.sampling import SAMPLERS as IMAGE_SAMPLERS
+from sweeps.options import OneLineErrors, Request, grid_from, grid_options, names, run_sweep, runner_from
+from sweeps.search_planning import SearchPlan, SearchSpec, plan_search
+from sweeps.search_space import PARAMETERS
+from sweeps.search_view import show_search
+from sweeps.study import OBJECTIVES, SAMPLERS
+from trainables.methods import TRANSFER_METHODS
+
+if TYPE_CHECKING:
+    from sweeps.search import ScheduleSearch
+
+BYTE_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+REPLACED = ("transfer", "schedules", "seeds", "sampler")  # options of a grid that a search has in its own way
+
+
+def byte_count(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A number of bytes such as 500000, 500kB or 30MB."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())
+    if match is None or match[2] not in BYTE_UNITS:
+        raise click.BadParameter(f"{value!r} is not a number of bytes such as 500000, 500kB or 30MB")
+    return round(float(match[1]) * BYTE_UNITS[match[2]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRequest(Request):
+    """A planned search. `study_storage`: an Optuna storage URL, or None for SQLite beside the results."""
+
+    plan: SearchPlan
+    study_storage: str | None
+
+    def show(self, console: Console, finished: set[str], slots: int | None) -> None:
+        show_search(console, self.plan, finished, slots=slots)
+
+    def sweep(self, name: str, **surroundings: Any) -> ScheduleSearch:
+        from sweeps.search import ScheduleSearch
+
+        folder: Path = surroundings["data_folder"]
+        folder.mkdir(parents=True, exist_ok=True)
+        storage = self.study_storage or f"sqlite:///{folder.absolute()}/optuna.db"
+        return ScheduleSearch(name, self.plan, self.recorded, study_storage=storage, **surroundings)
+
+
+@click.command(
+    cls=OneLineErrors, epilog="Example: python sweeps/schedule_search.py --size all --trials 40 --storage-path ~/runs"
+)
+@click.option(
+    "--method", default="diff-tuning", show_default=True, help=f"Transfer method to search: {', '.join(TRANSFER_METHODS)}."
+)
+@click.option("--size", "sizes", callback=names, help="Sizes of the grid, such as L4-D64, or all.  [default: the largest]")
+@click.option("--objectives", callback=names, default="fid", show_default=True, help=f"Minimized: {', '.join(OBJECTIVES)}.")
+@click.option("--trials", "num_trials", type=int, default=24, show_default=True, help="Trials of each study.")
+@click.option(
+    "--sampler", "study_sampler", type=click.Choice(SAMPLERS), default="auto", show_default=True, help="Who proposes points."
+)
+@click.option("--image-sampler", "sampler", type=click.Choice(IMAGE_SAMPLERS), help="How images are drawn.")
+@click.option("--study-seed", type=int, default=0, show_default=True, help="Seed of the sampler.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of every training.")
+@click.option("--parameters", "searched", callback=names, help=f"Searched: {', '.join(PARAMETERS)}.  [default: all]")
+@click.option(
+    "--enqueue", "known_points", multiple=True, help="A point to try, after the papers' defaults: schedule=power:0.5,lr=1e-3."
+)
+@click.option("--max-params", type=int, help="Largest number of parameters of a served model.")
+@click.option("--max-serve-bytes", callback=byte_count, help="Most bytes that a point may store, such as 30MB.")
+@click.option(
+    "--early-stopping/--no-early-stopping", default=True, show_default=True, help="Successive halving, for one objective."
+)
+@click.option("--reduction-factor", type=int, default=3, show_default=True, help="One in so many goes on at a rung.")
+@click.option("--proxy-samples", type=int, default=250, show_default=True, help="Images drawn for the score at a rung.")
+@click.option("--study", help="Name of the studies in their storage.  [default: made from the space and the task]")
+@click.option("--study-storage", help="Optuna storage URL.  [default: SQLite in the storage path]")
+@click.option("--schedule", default="linear", show_default=True, help="The default schedule, tried first.")
+@grid_options(without=REPLACED)
+def main(**options) -> None:
+    """Search the retention schedule and its companions for one transfer method, at one size or at all sizes of a grid.
+
+    Takes the options of size_grid.py, whose values are the defaults that are tried first. The same command again goes on
+    with the same studies; a larger --trials adds to them. Ends in a file for `size_grid.py --schedules @best.json`.
+    """
+    run_sweep("schedule-search", options, _request)
+
+
+def _request(options: dict[str, Any]) -> SearchRequest:
+    options |= {"transfer": (options["method"],), "schedules": (options["schedule"],), "seeds": (options["seed"],)}
+    grid = grid_from(options)
+    limits = {"params_total": options["max_params"], "serve_bytes": options["max_serve_bytes"]}
+    own = ("method", "objectives", "num_trials", "study_seed", "searched", "known_points")
+    search = SearchSpec(
+        sizes=options["sizes"] or (),
+        sampler=options["study_sampler"],
+        limits={name: limit for name, limit in limits.items() if limit is not None},
+        **{name: options[name] for name in (*own, "early_stopping", "reduction_factor", "proxy_samples", "study")},
+    )
+    return SearchRequest(
+        grid=grid,
+        plan=plan_search(grid, search),
+        runner=runner_from(options, grid.batch_size),
+        params={name: options[name] for name in (*own, "study_sampler")},
+        study_storage=options["study_storage"],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""A schedule search in progress: what comes before its studies, the studies under one Ray Tune stage, and their report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sweeps.monitor import ProgressView
+from sweeps.pareto import MethodNames, Results
+from sweeps.search_planning import SearchPlan, trial_core_s
+from sweeps.search_report import SearchReport
+from sweeps.study import ScheduleStudy, Studies
+from sweeps.sweep import Sweep
+from trainables.spec import JobSpec, RungSpec, TransferSpec
+
+STAGE = "search"
+
+
+class ScheduleSearch(Sweep):
+    """A sweep whose last stage asks Optuna for its jobs. Raises StudyError if the study storage cannot be used."""
+
+    def __init__(self, name: str, plan: SearchPlan, params: dict[str, Any], *, study_storage: str, **surroundings: Any) -> None:
+        super().__init__(name, plan, params, **surroundings)
+        self.study_storage = study_storage
+        self.studies = [ScheduleStudy(spec, self.store, study_storage) for spec in plan.studies]
+        self.view: ProgressView | None = None
+        self.reported_trials = 0
+
+    def _is_unfinished(self, missing: dict[str, tuple[JobSpec, ...]]) -> bool:
+        return not all(study.is_exhausted() for study in self.studies)
+
+    def _run_stages(self, missing: dict[str, tuple[JobSpec, ...]]) -> None:
+        super()._run_stages(missing)
+        self.source = Studies([study for study in self.studies if self._can_start(study)])
+        left = [study.spec.num_trials - len(study.finished_trials) for study in self.source.studies]
+        for study, number in zip(self.source.studies, left, strict=True):
+            self.view.costs |= {f"{study.spec.name} {i}": trial_core_s(study.spec) for i in range(number)}
+        self._run_stage(STAGE, self.source, f"{sum(left)} trials", sum(left))
+
+    def _can_start(self, study: ScheduleStudy) -> bool:
+        """Whether the base models and banks that its points may ask for are there; else it fails with their names."""
+        for job in (*self.plan.base, *self.plan.bank, *self.plan.source):
+            if job.id in self.reasons and (not hasattr(job, "model") or job.model.size.name in study.spec.sizes):
+                study.broken[-1] = f"needs the {job.label}, which failed: {self.reasons[job.id]}"
+                return False
+        return True
+
+    def _label(self, job: JobSpec) -> str:
+        study = self._study_of(job)
+        if study is None:
+            return super()._label(job)
+        suffix = f" to step {job.step}" if isinstance(job, RungSpec) else ""
+        return study.labels[job.run_id] + suffix
+
+    def _study_of(self, job: JobSpec) -> ScheduleStudy | None:
+        return next((study for study in self.studies if job.run_id in study.labels), None)
+
+    # The listener's side. A rung is a stretch of its transfer's child run.
+
+    def started(self, job: JobSpec) -> None:
+        self.view.started(job)
+        if isinstance(job, RungSpec | TransferSpec):
+            self._start_child(job.transfer if isinstance(job, RungSpec) else job)
+
+    def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None:
+        self.view.reported(job, metrics)
+        if isinstance(job, RungSpec | TransferSpec):
+            self.runs.log_history(job.run_id, metrics["history"])
+
+    def finished(self, job: JobSpec) -> None:
+        study = self._study_of(job)
+        if study is None:
+            self.view.finished(job, self.store.read_record(job))
+            return
+        outcome = study.finished(job)
+        record = self.store.read_record(job)
+        self.view.finished(job, record, note=f", {outcome}" if outcome else "", advance=self._newly_ended())
+        if isinstance(job, RungSpec):
+            self.runs.log_metrics(job.run_id, {"proxy/fid": record["metrics"]["fid"]}, step=job.step)
+            if outcome:
+                self.runs.stop_child(job.run_id, outcome)
+        else:
+            self._finish_child(job, record)
+
+    def failed(self, job: JobSpec, reason: str) -> None:
+        self.reasons[job.id] = reason
+        if (study := self._study_of(job)) is not None:
+            study.failed(job, reason)
+            self.runs.fail_child(job.run_id, reason)
+        self.view.failed(job, reason)
+
+    def _newly_ended(self) -> int:
+        """How many trials have ended since the last call; several at once where one point was proposed twice."""
+        ended = sum(len(study.finished_trials) for study in self.studies)
+        new, self.reported_trials = ended - self.reported_trials, ended
+        return new
+
+    # The report.
+
+    def _datasets(self) -> list[str]:
+        return list(dict.fromkeys(study.spec.grid.transfer.target for study in self.studies))
+
+    def _results(self) -> Results:
+        transfers = {transfer.id: transfer for study in self.studies for transfer in study.scored()}
+        return [(transfer, self.store.read_record(transfer)) for transfer in transfers.values()]
+
+    def _report(self) -> int:
+        report = SearchReport(self.studies, self.store, self.report_folder, self.console, self.study_storage)
+        files = report.write()
+        self.names = MethodNames([job for job, _ in report.compared], tuned=report.best_ids)
+        if report.compared:
+            files += self._write_fronts(report.compared)
+        self.runs.log_files(files)
+        self._show_where(files)
+        report.show_next_steps()
+        broken = [(study, number, reason) for study in self.studies for number, reason in study.broken.items()]
+        for study, number, reason in broken:
+            name = study.spec.label if number < 0 else f"{study.spec.label} trial {number}"
+            self.console.print(f"failed: {name}: {reason}", style="red", markup=False, highlight=False)
+        summary = report.summary() | {f"timing/{name}_s": value for name, value in self.timings.items()}
+        self.runs.close("FAILED" if broken else "FINISHED", summary)
+        if broken:
+            self.console.print("Run the same command again to retry what failed.")
+        return 1 if broken else 0
