@@ -66,7 +66,7 @@ class RetentionSchedule:
             raise ValueError(f"schedule '{self}' is out of range: {self.family} takes {FAMILIES.get(self.family)}")
 
     def __str__(self) -> str:
-        return self.family if self.parameter is None else f"{self.family}:{self.parameter:g}"
+        return self.family if self.parameter is None else f"{self.family}:{self.parameter:.12g}"
 
     def psi(self, num_timesteps: int = NUM_TIMESTEPS) -> Tensor:
         """Reconsolidation psi (T,), float64, in [0, 1]."""

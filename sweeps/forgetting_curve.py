@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from sweeps.options import OneLineErrors, Request, grid_from, grid_options, run_sweep, runner_from
-from sweeps.planning import GridSpec, plan_jobs
+from sweeps.planning import GridSpec, plan_jobs, tuned_transfers
 from trainables.spec import CurveSpec
 
 DEFAULT_SHARES = "0,0.07,0.15,0.2,0.3,0.4,0.5,0.6,0.8,1"
@@ -40,13 +40,16 @@ def _request(options: dict[str, Any]) -> Request:
     depth, width = _chosen_size(grid, options["size"])
     bases = [grid.trial(name, depth, width, seed) for name in grid.transfer.initializations for seed in grid.seeds]
     transfers = [transfer for base in bases for transfer in grid.transfer.transfers(base)]
+    tuned = [transfer for transfer in tuned_transfers(grid) if transfer.size == grid.size(depth, width)]
+    found = {transfer.id for transfer in tuned} - {transfer.id for transfer in transfers}
+    bases, transfers = [*bases, *(transfer.base for transfer in tuned)], [*transfers, *tuned]
     for transfer in transfers:
         if transfer.model.input_size != transfer.base.model.input_size:
             raise ValueError(f"the base model has never seen images as large as those of {transfer.dataset!r}")
     curves = [CurveSpec(transfer=transfer, shares=options["shares"]) for transfer in transfers]
     return Request(
         grid=grid,
-        plan=plan_jobs(bases, transfers, curves),
+        plan=plan_jobs(bases, transfers, curves, tuned=found),
         runner=runner_from(options, grid.batch_size),
         params={"size": f"L{depth}-D{width}", "shares": options["shares"]},
     )

@@ -192,13 +192,13 @@ def plan_grid(grid: GridSpec) -> Plan:
     """Expand a grid. Largest models come first, so that no long trial is left over at the end. Raises ValueError."""
     bases = [grid.trial(*point) for point in product(grid.methods, grid.depths, grid.widths, grid.seeds)]
     transfers = [] if grid.transfer is None else [transfer for base in bases for transfer in grid.transfer.transfers(base)]
-    tuned = [] if grid.transfer is None else _tuned_transfers(grid)
+    tuned = [] if grid.transfer is None else tuned_transfers(grid)
     known = {job.id for job in (*bases, *transfers)}
     found = {job.id for transfer in tuned for job in (transfer.base, transfer)} - known
     return plan_jobs([*bases, *(t.base for t in tuned)], [*transfers, *tuned], tuned=found)
 
 
-def _tuned_transfers(grid: GridSpec) -> list[TransferSpec]:
+def tuned_transfers(grid: GridSpec) -> list[TransferSpec]:
     """What a search has found, at every size and seed of the grid. It may bring a base model of its own."""
     transfers = []
     for method, depth, width in product(grid.transfer.initializations, grid.depths, grid.widths):

@@ -17,7 +17,7 @@ from mlflow_setup.curves import draw_best_schedules
 from mlflow_setup.report import pyplot, write_csv
 from sweeps.pareto import Results
 from sweeps.settings import TransferSettings, TunedTransfer, write_tuned
-from sweeps.study import OUTCOME, ScheduleStudy
+from sweeps.study import OUTCOME, ScheduleStudy, without_password
 from trainables.spec import TransferSpec
 from trainables.store import Store
 
@@ -145,7 +145,7 @@ class SearchReport:
         if self.best:
             best = shlex.quote(f"@{self.folder / BEST_FILE}")
             lines.append(f"Use it in a grid:  python sweeps/size_grid.py --schedules linear,{best}")
-        lines.append(f"Look at the study: optuna-dashboard {shlex.quote(self.study_storage)}")
+        lines.append(f"Look at the study: optuna-dashboard {shlex.quote(without_password(self.study_storage))}")
         for line in lines:
             self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
@@ -194,7 +194,8 @@ def trial_rows(study: ScheduleStudy) -> list[dict[str, Any]]:
     parameters = [parameter.name for parameter in study.spec.space.parameters]
     rows = []
     for trial in study.finished_trials:
-        values = trial.values or [None] * len(study.spec.objectives)
+        # Of a stopped trial Optuna calls its last proxy score its value, which is no score of the full protocol.
+        values = trial.values if trial.state == TrialState.COMPLETE else [None] * len(study.spec.objectives)
         rows.append(
             {
                 "study": study.spec.name,
@@ -205,6 +206,7 @@ def trial_rows(study: ScheduleStudy) -> list[dict[str, Any]]:
                 "transfer_id": trial.user_attrs["transfer_id"],
                 **{name: trial.params.get(name) for name in parameters if name != "size"},
                 **dict(zip(study.spec.objectives, values, strict=True)),
+                "proxy_fid": trial.intermediate_values.get(trial.last_step),
             }
         )
     return rows

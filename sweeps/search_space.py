@@ -93,12 +93,18 @@ class SearchSpace:
         return point
 
     def settings(self, point: Point) -> TransferSettings:
-        """The settings that a point stands for."""
-        changes = {_plain(name): value for name, value in point.items() if _plain(name) in SETTINGS}
-        if "family" in point:
-            family = point["family"]
-            changes["schedule"] = RetentionSchedule(family=family, parameter=point.get(family))
+        """The settings that a point stands for: its numbers to three digits, as people read and repeat them."""
+        values = {_plain(name): self._readable(_plain(name), value) for name, value in point.items()}
+        changes = {name: value for name, value in values.items() if name in SETTINGS}
+        if "family" in values:
+            family = values["family"]
+            number = float(values[family]) if family in values else None  # as parsed from text: equal points, equal ids
+            changes["schedule"] = RetentionSchedule(family=family, parameter=number)
         return replace(self.default, **changes)
+
+    def _readable(self, name: str, value: Any) -> Any:
+        is_default = value == getattr(self.default, name, None)
+        return _rounded(value, 3) if isinstance(value, float) and not is_default else value
 
     def point(self, settings: TransferSettings, size: str | None = None) -> Point:
         """The point that stands for settings. Raises ValueError if they lie outside the space."""
@@ -123,9 +129,16 @@ class SearchSpace:
         changes: dict[str, Any] = {}
         for part in text.split(","):
             name, _, value = (piece.strip() for piece in part.partition("="))
-            check(name in searched, f"{part.strip()!r} of a point to try is not NAME=VALUE of {', '.join(sorted(searched))}")
+            check(
+                name in searched and value,
+                f"{part.strip()!r} of a point to try is not NAME=VALUE of {', '.join(sorted(searched))}",
+            )
             changes[name] = RetentionSchedule.parse(value) if name == "schedule" else _number(name, value)
-        return self.point(replace(self.default, **{n: v for n, v in changes.items() if n != "size"}), changes.get("size"))
+        size = changes.pop("size", None)
+        asked = replace(self.default, **changes)
+        point = self.point(asked, size)
+        check(self.settings(point) == asked, f"{text!r} has numbers of more than three digits, which a search rounds to")
+        return point
 
     def description(self) -> list[dict[str, Any]]:
         """Plain data that two equal spaces have in common, and no others."""
@@ -161,7 +174,7 @@ def build_space(
             case "source_ratio":
                 parameters.append(Range(name=name, low=0.05, high=0.5))
             case "lr":
-                low, high = (_rounded(default.lr * 10**decades) for decades in LR_DECADES)
+                low, high = (_rounded(default.lr * 10**decades, 2) for decades in LR_DECADES)
                 parameters.append(Range(name=name, low=low, high=high, log=True))
             case "sigma_steps":
                 values = sorted({min(factor * default.sigma_steps, base_steps) for factor in SIGMA_STEPS_FACTORS})
@@ -208,6 +221,5 @@ def _number(name: str, text: str) -> float | int | str:
         raise ValueError(f"{name}={text} of a point to try is not a number") from None
 
 
-def _rounded(value: float) -> float:
-    """To two digits: bounds are read by people."""
-    return float(f"{value:.2g}")
+def _rounded(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections import deque
 from dataclasses import asdict, dataclass, field
@@ -181,12 +182,13 @@ class ScheduleStudy:
             )
         except Exception as error:  # every driver of every database has its own
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise StudyError(f"study storage {storage!r} cannot be used ({reason}); use sqlite:///PATH.db") from error
+            place = without_password(storage)
+            raise StudyError(f"study storage {place!r} cannot be used ({reason}); use sqlite:///PATH.db") from error
         known = study.user_attrs.get(DEFINITION)
         if known is None:
             check(not study.trials, f"study {spec.name!r} was not made by schedule_search.py; take another --study")
             study.set_user_attr(DEFINITION, spec.definition)
-            study.set_metric_names(list(spec.objectives))
+            study.set_metric_names(list(spec.objectives))  # as optuna-dashboard shows them
         elif known != spec.definition:
             raise StudyError(
                 f"study {spec.name!r} exists with another {_difference(known, spec.definition)}; "
@@ -293,6 +295,11 @@ class ScheduleStudy:
         for trial in (running.trial, *running.others):
             self.broken[trial.number] = reason
         del self.running[job.run_id]
+
+
+def without_password(storage: str) -> str:
+    """A storage URL as it may be shown."""
+    return re.sub(r"://[^@/]*@", "://***@", storage)
 
 
 def _difference(known: str, wanted: str) -> str:

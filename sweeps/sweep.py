@@ -25,7 +25,7 @@ from sweeps.pareto import Point, Results, by_protocol, points_from, report_rows
 from sweeps.planning import Plan
 from sweeps.running import FixedJobs, JobSource, RunnerSpec, cluster_slots, connect_cluster, run_stage
 from trainables.files import SAMPLES_FILE
-from trainables.spec import JobSpec, TransferSpec, TrialSpec
+from trainables.spec import FineSpec, JobSpec, TransferSpec, TrialSpec
 from trainables.store import Store
 
 MLFLOW_PORT = 5000
@@ -152,6 +152,8 @@ class Sweep:
         tags |= {"depth": str(size.depth), "width": str(size.width), "pareto": "unknown"}
         params = {"method": method, "depth": size.depth, "width": size.width, "num_heads": size.num_heads}
         params |= {"seed": job.seed, "steps": job.training.steps, "batch_size": job.training.batch_size, "lr": job.training.lr}
+        if isinstance(job.initialization, FineSpec):
+            params["sigma_steps"] = job.initialization.sigma_steps
         if isinstance(job, TransferSpec):
             params |= {"base_trial_id": job.base.id, "gamma_span": job.gamma_span}
             params |= {} if job.rehearsal is None else vars(job.rehearsal)
@@ -265,7 +267,7 @@ class Sweep:
             server = self.tracking.uri.rstrip("/")
         else:
             server = f"http://127.0.0.1:{MLFLOW_PORT}"
-            executable = shlex.quote(_mlflow_executable())
+            executable = shlex.quote(executable_path("mlflow"))
             command = f"{executable} ui --port {MLFLOW_PORT} --backend-store-uri {shlex.quote(self.tracking.uri)}"
             self.console.print(f"Compare the runs:  {command}", soft_wrap=True, highlight=False)
         for dataset in self._datasets():
@@ -282,7 +284,7 @@ class Sweep:
         return self.runs.attempt(lambda: save_chart_view(self.tracking, *ids, dataset))
 
 
-def _mlflow_executable() -> str:
-    """The mlflow command of this Python, which need not be on the PATH."""
-    beside = Path(sys.executable).with_name("mlflow")
-    return str(beside) if beside.exists() else "mlflow"
+def executable_path(name: str) -> str:
+    """A command of this Python, which need not be on the PATH."""
+    beside = Path(sys.executable).with_name(name)
+    return str(beside) if beside.exists() else name

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import signal
 import subprocess
@@ -10,54 +9,12 @@ import sys
 import time
 from pathlib import Path
 
-import mlflow
 import pytest
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
+from tests.commands import ROOT, TRANSFER, environment, runs, start, sweep, weights
+
 pytestmark = pytest.mark.slow
-
-TINY = ["--depths", "2", "--widths", "16", "--head-dim", "8", "--batch-size", "16", "--num-samples", "24"]
-TINY += ["--sampling-steps", "2", "--steps", "12", "--sigma-steps", "6", "--source-steps", "12"]
-TINY += ["--checkpoint-every-steps", "4", "--transfer", "none"]
-TRANSFER = ["--transfer-steps", "12", "--bank-images", "40", "--bank-sampling-steps", "2", "--target", "digits-inverted"]
-
-
-def command(store: Path, *options: str, script: str = "size_grid") -> list[str]:
-    return [sys.executable, str(ROOT / f"sweeps/{script}.py"), *TINY, "--storage-path", str(store), *options]
-
-
-def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
-
-
-def sweep(store: Path, *options: str, expect: int = 0, script: str = "size_grid") -> str:
-    # From elsewhere: the command must not depend on the current folder.
-    result = subprocess.run(
-        command(store, *options, script=script),
-        cwd=store.parent,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert result.returncode == expect, result.stdout + result.stderr
-    return result.stdout
-
-
-def runs(store: Path, experiment: str = "size-grid"):
-    """(parents, children) of the store's experiment."""
-    client = mlflow.MlflowClient(f"sqlite:///{store}/mlflow.db")
-    experiment = client.get_experiment_by_name(experiment)
-    found = client.search_runs([experiment.experiment_id], max_results=1000)
-    children = [run for run in found if "mlflow.parentRunId" in run.data.tags]
-    return client, [run for run in found if run not in children], children
-
-
-def weights(store: Path) -> dict[str, dict]:
-    names = ("trial/*/model", "learngene/*/learngene", "transfer/*/delta")
-    files = [file for name in names for file in store.glob(f"{name}.safetensors")]
-    return {str(file.relative_to(store)): file.read_bytes() for file in files}
 
 
 @pytest.fixture(scope="module")
@@ -131,9 +88,7 @@ def test_interrupted_and_run_again_equals_uninterrupted(signal_number, inline, t
     store = tmp_path / "store"
     # A cadence of its own: a checkpoint after every step, so that the signal finds a trial between two of them.
     options = ["--runner", "tune", "--max-concurrent", "1", "--checkpoint-every-steps", "1"]
-    with subprocess.Popen(
-        command(store, *options), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with start(store, *options) as process:
         deadline = time.monotonic() + 120
         while not any(store.glob("tune/*-base-*/*/checkpoint_*/progress.json")):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
@@ -227,9 +182,7 @@ def test_a_transfer_on_two_workers_and_one_interrupted_equal_the_plain_one(tmp_p
     sweep(plain, *options, "--runner", "tune")
 
     options += ["--checkpoint-every-steps", "1", "--max-concurrent", "1"]
-    with subprocess.Popen(
-        command(stopped, *options, "--runner", "tune"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as process:
+    with start(stopped, *options, "--runner", "tune") as process:
         deadline = time.monotonic() + 120
         while not any(stopped.glob("tune/*-transfer-*/*/checkpoint_*/progress.json")):
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]

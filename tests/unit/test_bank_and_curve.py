@@ -7,6 +7,7 @@ from fine_core.checkpoints import CheckpointError
 from fine_core.knowledge_bank import bank_labels, load_bank, save_bank
 from fine_core.sampling import SamplerSpec, Tail, sample_images
 from sweeps.curves import curve_rows
+from sweeps.pareto import MethodNames
 from tests.tiny import DyingContext, Killed, random_dit, tiny_bank, tiny_config, tiny_learngene, tiny_transfer, tiny_trial
 from trainables.bank import run_bank
 from trainables.context import LocalContext
@@ -147,7 +148,7 @@ def test_curves_of_different_bases_are_not_taken_for_seeds():
     results = [
         (job, {"shares": [0.0], "fids": [fid], "protocol": "p"}) for job, fid in zip(curves, (1.0, 3.0, 9.0), strict=True)
     ]
-    rows = {row["method"]: row for row in curve_rows(results)}
+    rows = {row["method"]: row for row in curve_rows(results, MethodNames(job.transfer for job, _ in results))}
     assert (rows["full from fine"]["fid"], rows["full from fine"]["num_seeds"]) == (2.0, 2)
     assert rows["full from scratch"]["fid"] == 9.0 and rows["full from scratch"]["fid_stderr"] is None
 

@@ -1,6 +1,7 @@
 """The ledger counts each kept file once: what is shared with its method, one seed of each point."""
 
 from sweeps.ledger import ledger_rows, ledger_totals
+from sweeps.pareto import MethodNames
 from tests.tiny import tiny_bank, tiny_learngene, tiny_transfer, tiny_trial
 
 
@@ -24,7 +25,7 @@ def test_shared_files_count_once_and_seeds_are_repeats():
     store = FakeStore()
     jobs = [tiny_trial("fine", seed=s) for s in (0, 1)]
     jobs += [tiny_transfer("diff-tuning", seed=s) for s in (0, 1)] + [tiny_transfer("full")]
-    rows = ledger_rows([(job, store.read_record(job)) for job in jobs], store)
+    rows = ledger_rows([(job, store.read_record(job)) for job in jobs], store, MethodNames(jobs))
     totals = ledger_totals(rows)
     assert totals["fine"] == {"initialize": {"bytes": 1000, "seconds": 2.0}, "serve": {"bytes": 50, "seconds": 2.0}}
     assert totals["diff-tuning linear"]["initialize"] == {"bytes": 300, "seconds": 3.0}

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sweeps.pareto import Point, front, front_probability, non_dominated, points_from, report_rows
+from sweeps.pareto import MethodNames, Point, front, front_probability, non_dominated, points_from, report_rows
 from tests.tiny import tiny_transfer, tiny_trial
 
 
@@ -56,16 +56,18 @@ def test_transfers_are_rows_of_their_own_with_their_schedule_and_what_they_forge
         return {"protocol": "p", "metrics": metrics | {"fid": fid, "forgetting/source_fid": 10 * fid}}
 
     jobs = [tiny_transfer("full"), tiny_transfer("diff-tuning"), tiny_transfer("full", seed=1)]
-    full, tuned = points_from([(job, record(fid)) for fid, job in enumerate(jobs, start=1)])
+    full, tuned = points_from([(job, record(fid)) for fid, job in enumerate(jobs, start=1)], MethodNames(jobs))
     assert (full.label, full.num_seeds, full.source_fid, full.distance) == ("full L2-D16", 2, 20.0, None)
     assert tuned.label == "diff-tuning linear L2-D16" and tuned.trial_ids == jobs[1].id
     rows = report_rows([full, tuned])
     assert [row["method_front_params_total"] for row in rows] == [True, True], "each is the front of its own method"
     other = tiny_transfer("full", base=tiny_trial("scratch"))
-    assert {p.method for p in points_from([(job, record(1)) for job in (*jobs, other)])} >= {
-        "full from fine",
-        "full from scratch",
-    }
+    both = [(job, record(1)) for job in (*jobs, other)]
+    names = {p.method for p in points_from(both, MethodNames(job for job, _ in both))}
+    assert names >= {"full from fine", "full from scratch"}
+    searched = MethodNames(jobs, tuned=[jobs[1].id, jobs[1].base.id])
+    assert {p.method for p in points_from(both[:3], searched)} == {"full", "diff-tuning tuned"}
+    assert searched.of(jobs[1].base) == "fine tuned"
 
 
 def test_different_protocols_never_share_a_front():
@@ -81,7 +83,7 @@ def test_seeds_are_averaged_with_their_standard_error():
 
     results = [(tiny_trial("fine", seed=i), record(fid)) for i, fid in enumerate([1.0, 2.0, 3.0])]
     results += [(tiny_trial("scratch"), record(9.0))]
-    fine, scratch = points_from(results)
+    fine, scratch = points_from(results, MethodNames(job for job, _ in results))
     assert (fine.fid, fine.num_seeds) == (2.0, 3) and fine.fid_stderr == pytest.approx(1 / 3**0.5)
     assert scratch.fid_stderr is None and scratch.label == "scratch L2-D16"
     rows = report_rows([fine, scratch])
