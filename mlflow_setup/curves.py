@@ -27,7 +27,7 @@ def draw_schedules(schedules: dict[str, dict[str, list[float]]], path: Path) -> 
     return path
 
 
-def draw_best_schedules(panels: dict[str, dict[str, Any]], path: Path) -> Path:
+def draw_best_schedules(panels: dict[str, dict[str, Any]], path: Path, *, protocol: str) -> Path:
     """PNG of psi(t) and xi(t) that a search found, beside the defaults (thin), one panel per size."""
     plt = pyplot()
     figure, axes = plt.subplots(1, len(panels), figsize=(max(6, 4.2 * len(panels)), 4), squeeze=False, layout="constrained")
@@ -44,6 +44,7 @@ def draw_best_schedules(panels: dict[str, dict[str, Any]], path: Path) -> Path:
         ax.grid(alpha=0.3)
         ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1)
     axes[0][0].set_ylabel("weight over timesteps")
+    figure.suptitle(protocol, fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,16 +104,15 @@ class SearchReport:
             before = "-" if default is None else f"{default['metrics']['fid']:.3f}"
             table.add_row(size, *cells, f"{trial.user_attrs['fid']:.3f}", before)
         self.console.print(table)
-        protocols = {self.store.read_record(study.spec.transfer(trial.params))["protocol"] for study, _, trial in self.best}
-        for protocol in sorted(protocols):
-            self.console.print(f"protocol: {protocol}", highlight=False)
+        self.console.print(f"protocol: {self._protocol(self.best[0][0])}", highlight=False)
 
     def _figures(self) -> list[Path]:
         files = []
         drawn = {size: (study, trial) for study, size, trial in self.best if study.spec.space.default.schedule is not None}
         if drawn:
             panels = {size: _schedule_panel(study, trial) for size, (study, trial) in drawn.items()}
-            files.append(draw_best_schedules(panels, self.folder / "best-schedules.png"))
+            protocol = self._protocol(next(iter(drawn.values()))[0])
+            files.append(draw_best_schedules(panels, self.folder / "best-schedules.png", protocol=protocol))
         for study in self.studies:
             if study.scored():
                 files += self._optuna_figures(study)
@@ -125,19 +125,26 @@ class SearchReport:
         fid: dict[str, Any] = {"target_name": "FID"}
         if len(objectives) > 1:
             fid["target"] = lambda trial: trial.values[objectives.index("fid")]
+        # A parameter that few trials have says little about its importance.
+        always = [parameter.name for parameter in study.spec.space.parameters if parameter.only_if is None]
         figures = {
             "history": lambda: plots.plot_optimization_history(study.study, **fid),
-            "importance": lambda: plots.plot_param_importances(study.study, **fid),
+            "importance": lambda: plots.plot_param_importances(study.study, params=always, **fid),
         }
         if len(objectives) > 1:
             figures["pareto-front"] = lambda: plots.plot_pareto_front(study.study, target_names=list(objectives))
         files = []
         for name, draw in figures.items():
+            path = self.folder / f"{name}-{study.spec.label.replace(' ', '-')}.png"
+            title = f"{name.replace('-', ' ')} of {study.spec.label}\n{self._protocol(study)}"
             try:
-                files.append(_save(draw, self.folder / f"{name}-{study.spec.label.replace(' ', '-')}.png"))
+                files.append(_save(draw, path, title=title, log_scale=name == "history"))
             except (ValueError, RuntimeError) as error:  # too few trials, or all with one score
                 self.console.print(f"no figure {name} of {study.spec.label}: {error}", highlight=False, markup=False)
         return files
+
+    def _protocol(self, study: ScheduleStudy) -> str:
+        return self.store.read_record(study.scored()[0])["protocol"]
 
     def show_next_steps(self) -> None:
         """How the result is used, and where else the studies can be looked at."""
@@ -238,11 +245,20 @@ def _curves(schedule: RetentionSchedule, retention_weight: float) -> dict[str, A
     return {"name": name, "psi": schedule.psi().tolist(), "xi": schedule.xi().tolist()}
 
 
-def _save(draw: Callable[[], Any], path: Path) -> Path:
+def _save(draw: Callable[[], Any], path: Path, *, title: str, log_scale: bool) -> Path:
     """Optuna's figures set the style of all that follow, so theirs is kept to themselves."""
+    from matplotlib.ticker import ScalarFormatter
+
     plt = pyplot()
-    with plt.rc_context():
+    with plt.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a feature that may change, and of parameters that few trials have
         axes = draw()
+        axes.set_title("", loc="left")
+        axes.set_title(title, fontsize=8)
+        if log_scale:  # one bad trial would flatten all others
+            axes.set_yscale("log", subs=(2, 5))
+            axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.yaxis.set_minor_formatter(ScalarFormatter())
         axes.figure.savefig(path, dpi=110, bbox_inches="tight")
         plt.close(axes.figure)
     return path
