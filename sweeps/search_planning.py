@@ -87,6 +87,7 @@ def trial_core_s(study: StudySpec) -> float:
 def plan_search(grid: GridSpec, search: SearchSpec) -> SearchPlan:
     """Raises ValueError for a search that cannot be made."""
     sizes = _chosen_sizes(grid, search.sizes)
+    check(grid.transfer.steps > 0, f"{search.method} has no training steps to search over; see --transfer-steps")
     check(len(grid.seeds) == 1, "a search trains with one seed; compare what it finds over seeds with size_grid.py")
     check(len(grid.transfer.initializations) == 1, "a search takes base models of one initialization; see --transfer-from")
     search = replace(search, sizes=tuple(sizes))

@@ -198,10 +198,10 @@ def trained_steps(study: ScheduleStudy, trial: FrozenTrial) -> int:
 
 def trial_rows(study: ScheduleStudy) -> list[dict[str, Any]]:
     """One row per finished trial, all with the same columns."""
-    parameters = [parameter.name for parameter in study.spec.space.parameters]
-    rows = []
+    searched, rows = _setting_names(study), []
     for trial in study.finished_trials:
         # Of a stopped trial Optuna calls its last proxy score its value, which is no score of the full protocol.
+        settings = study.spec.space.settings(trial.params)
         values = trial.values if trial.state == TrialState.COMPLETE else [None] * len(study.spec.objectives)
         rows.append(
             {
@@ -211,7 +211,7 @@ def trial_rows(study: ScheduleStudy) -> list[dict[str, Any]]:
                 "outcome": trial.user_attrs[OUTCOME],
                 "steps": trained_steps(study, trial),
                 "transfer_id": trial.user_attrs["transfer_id"],
-                **{name: trial.params.get(name) for name in parameters if name != "size"},
+                **{name: getattr(settings, name) for name in searched},
                 **dict(zip(study.spec.objectives, values, strict=True)),
                 "proxy_fid": trial.intermediate_values.get(trial.last_step),
             }

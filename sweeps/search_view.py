@@ -19,8 +19,9 @@ def show_search(console: Console, plan: SearchPlan, finished: set[str], *, slots
     for size in plan.excluded:
         console.print(f"{size} is left out: no point there keeps to the limits", highlight=False)
     core_s = estimated_left_s(plan, finished) + sum(study.num_trials * trial_core_s(study) for study in plan.studies)
-    text = f"{plan.num_trials} trials; {work_left(plan, finished)} first"
-    console.print(text + time_left(core_s, slots) + ", less what early stopping saves")
+    text = f"{plan.num_trials} trials; {work_left(plan, finished)} first{time_left(core_s, slots)}"
+    stops = any(study.halving is not None for study in plan.studies)
+    console.print(text + (", less what early stopping saves" if stops else ""))
 
 
 def _alike(studies: tuple[StudySpec, ...]) -> list[list[StudySpec]]:
@@ -41,9 +42,10 @@ def _show_study(console: Console, studies: list[StudySpec]) -> None:
         condition = "" if parameter.only_if is None else f"{parameter.only_if[0]} {parameter.only_if[1]}"
         table.add_row(parameter.name, str(parameter), condition)
     console.print(table)
+    core_time = " to ".join(dict.fromkeys(duration(s) for s in sorted({*map(trial_core_s, (first, studies[-1]))})))
     lines = [
         f"objectives: {', '.join(first.objectives)}; {first.num_trials} trials each of {', '.join(s.name for s in studies)}",
-        f"sampler: {chosen_sampler(first)}, seed {first.seed}; about {duration(trial_core_s(first))} of a core per full trial",
+        f"sampler: {chosen_sampler(first)}, seed {first.seed}; about {core_time} of a core per full trial",
         "tried first: " + "; ".join(_point_text(point) for point in first.known),
         f"early stopping: {_stopping_text(first)}",
     ]

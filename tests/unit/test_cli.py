@@ -10,7 +10,11 @@ from fine_core.dit import DIT_SIZES
 from sweeps.forgetting_curve import main as forgetting_curve
 from sweeps.options import preset_grid
 from sweeps.planning import estimated_core_s, plan_grid
+from sweeps.schedule_search import _request as request
+from sweeps.schedule_search import main as schedule_search
 from sweeps.size_grid import main
+from sweeps.study import ScheduleStudy
+from trainables.store import Store
 
 
 def invoke(*arguments: str):
@@ -145,6 +149,79 @@ def test_a_curve_plans_one_size_of_the_grid_and_reuses_its_jobs(tmp_path):
 def test_bad_input_of_the_curve_is_one_line(arguments, message, tmp_path):
     result = curve(*arguments, "--storage-path", str(tmp_path))
     assert result.exit_code == 2 and result.output.count("\n") == 1 and message in result.output, result.output
+
+
+def search(*arguments: str):
+    return CliRunner().invoke(schedule_search, list(arguments))
+
+
+def test_a_dry_run_of_a_search_prints_its_space_and_starts_no_study(tmp_path):
+    options = ["--depths", "2,4", "--widths", "32", "--size", "all", "--storage-path", str(tmp_path)]
+    result = search("--dry-run", "--trials", "30", *options)
+    assert result.exit_code == 0, result.output
+    printed = " ".join(result.output.split())
+    for text in (
+        "family linear, power, complement, cosine, constant, cutoff",
+        "power 0.1 to 3 family power",
+        "cutoff 50 to 950 family cutoff",
+        "retention_weight 0.01 to 2 (log)",
+        "sigma_steps 0, 100, 200",
+        "base fine L4-D32 seed 0, 200 sigma steps",
+        "tried first: family linear, retention_weight 0.1, source_ratio 0.2, lr 0.003, sigma_steps 100; family linear",
+        "early stopping: at step 33 and 99 of 300 one in 3 goes on, by the FID of 250 samples",
+        "60 trials; 15 of 15 jobs to compute",
+        "Search space of diff-tuning at L2-D32, L4-D32",
+    ):
+        assert text in printed, result.output
+    assert list(tmp_path.iterdir()) == []
+    several = search("--dry-run", "--objectives", "fid,forgetting", *options)
+    assert "early stopping: none, as several objectives have no order to stop by" in several.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--objectives", "speed"], "unknown objective 'speed'; choose from fid, forgetting, serve_bytes"),
+        (["--trials", "0"], "trials is 0; it must be at least 1"),
+        (["--max-params", "10"], "no point keeps to params_total <= 10; the least is params_total 479,364"),
+        (["--max-serve-bytes", "1kB", "--method", "difffit"], "no point keeps to serve_bytes <= 1,000; the least is"),
+        (["--max-serve-bytes", "30 apples"], "'30 apples' is not a number of bytes such as 500000, 500kB or 30MB"),
+        (["--study-storage", "sqlite:////nowhere/at/all.db"], "study storage 'sqlite:////nowhere/at/all.db' cannot be used"),
+        (["--study-storage", "nonsense"], "cannot be used"),
+        (["--method", "magic"], "unknown transfer 'magic'"),
+        (["--size", "L9-D9"], "the grid has no size 'L9-D9'"),
+        (["--schedule", "power:9"], "power 9.0 is outside its search range: 0.1 to 3"),
+        (["--enqueue", "lr=7"], "lr 7.0 is outside its search range"),
+        (["--sampler", "grid"], "'grid' is not one of 'auto'"),
+        (["--parameters", "speed"], "unknown parameter 'speed'"),
+        (["--methods", "fine,scratch", "--transfer-from", "fine,scratch"], "base models of one initialization"),
+        (["--objectives", "fid,serve_bytes"], "stores the same bytes; search several sizes (--size all)"),
+        (["--target", "digits-16", "--method", "full", "--objectives", "fid,forgetting"], "forgetting cannot be measured"),
+        (["--transfer-steps", "0"], "has no training steps to search over"),
+        (["--seed", "-1"], "seeds must be 0 or more"),
+    ],
+)
+def test_bad_input_of_a_search_is_one_line(arguments, message, tmp_path):
+    result = search(*arguments, "--storage-path", str(tmp_path))
+    assert result.exit_code == 2 and result.output.count("\n") == 1 and message in result.output, result.output
+
+
+def test_a_study_of_another_space_is_named_before_anything_starts(tmp_path):
+    storage = f"sqlite:///{tmp_path}/studies.db"
+    spec = plan_search_of("--study", "mine").studies[0]
+    ScheduleStudy(spec, Store(tmp_path), storage)
+    result = search("--study", "mine", "--parameters", "lr", "--study-storage", storage, "--storage-path", str(tmp_path))
+    assert result.exit_code == 2 and result.output.count("\n") == 1
+    assert "study 'mine-diff-tuning-L6-D64' exists with another search space; take another --study" in result.output
+
+
+def plan_search_of(*arguments: str):
+    return request(schedule_search.make_context("schedule_search", list(arguments)).params).plan
+
+
+def test_a_bad_schedules_file_is_named(tmp_path):
+    result = invoke("--schedules", f"@{tmp_path}/best.json", "--storage-path", str(tmp_path))
+    assert result.exit_code == 2 and result.output.count("\n") == 1 and "cannot be read: No such file" in result.output
 
 
 def test_lora_without_peft_is_named(monkeypatch, tmp_path):
