@@ -64,6 +64,9 @@ class SweepRuns:
     def is_finished(self, trial_id: str) -> bool:
         return trial_id in self.children and self.children[trial_id].status == "FINISHED"
 
+    def is_ended(self, trial_id: str) -> bool:
+        return trial_id in self.children and self.children[trial_id].status != "RUNNING"
+
     def start_child(self, trial_id: str, name: str, tags: dict[str, str], params: dict[str, Any]) -> None:
         """Open the trial's run, or its old one again."""
 

@@ -48,7 +48,7 @@ def resolve_tracking_uri(uri: str | None, data_folder: Path) -> str:
 def open_tracking(uri: str, experiment: str, data_folder: Path) -> Tracking:
     """Reach the store, create its schema and the experiment where they are missing.
 
-    Called once, by the sweep's own process: processes that create a fresh SQLite schema together all fail.
+    Called by the sweep's own process, under a lock: processes that create a fresh SQLite schema together all fail.
     Raises TrackingError, in one line, if the store cannot be reached.
     """
     if uri.startswith(("http://", "https://")):

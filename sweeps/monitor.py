@@ -154,11 +154,11 @@ class ProgressView:
         self._refresh(advance)
         self.console.print(f"  {self.label(job)}: {result}", highlight=False)
 
-    def failed(self, job: JobSpec, reason: str) -> None:
+    def failed(self, job: JobSpec, reason: str, *, advance: int = 1) -> None:
         self._remove(job)
         self.done_share[job.id] = 1.0
         self.failed_count += 1
-        self._refresh(advance=1)
+        self._refresh(advance)
         self.console.print(f"  {self.label(job)}: failed: {reason}", style="red", markup=False, highlight=False)
 
     def _remove(self, job: JobSpec) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from filelock import FileLock
 from rich.console import Console
 
 from fine_core.data import DATASETS
 from fine_core.learngene import SIGMA_INITS, WIDTH_MODES
 from fine_core.sampling import SAMPLERS, SamplerSpec
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
+from sweeps.errors import StoppedSweep, without_password
 from sweeps.monitor import show_plan
 from sweeps.planning import GridSpec, Plan
 from sweeps.presets import PRESETS
@@ -254,8 +257,10 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
             return
         if not os.environ.get("RAY_ADDRESS"):
             runner.check_this_machine()
-        tracking = open_tracking(tracking_uri, name, data_folder)
-        sweep = asked.sweep(name, store=store, tracking=tracking, runner=runner, data_folder=data_folder, console=console)
+        data_folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_folder / ".databases.lock"):  # sweeps that create a fresh database together all fail
+            tracking = open_tracking(tracking_uri, name, data_folder)
+            sweep = asked.sweep(name, store=store, tracking=tracking, runner=runner, data_folder=data_folder, console=console)
     except ValueError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
@@ -264,8 +269,16 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
         sys.exit(sweep.run())
     except KeyboardInterrupt:
         console.print("\nStopped. Nothing finished is lost; run the same command again to go on:")
-        console.print(f"  {' '.join(['python', *sys.argv])}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"  {command_line()}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(130)
+    except StoppedSweep as error:
+        click.echo(f"error: {error}; nothing finished is lost; run the same command again to go on", err=True)
+        sys.exit(1)
+
+
+def command_line() -> str:
+    """How this process was called, to be called again; without passwords."""
+    return without_password(shlex.join(["python", *sys.argv]))
 
 
 def _check_finite(options: dict[str, Any]) -> None:

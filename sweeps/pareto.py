@@ -72,7 +72,9 @@ class MethodNames:
 
     def of(self, job: TrialSpec | TransferSpec) -> str:
         if isinstance(job, TrialSpec):
-            return f"{job.initialization.name} {TUNED}" if job.id in self.tuned else job.initialization.name
+            # Searches may have found several: whose base this is, its sigma steps say.
+            other = f" {job.initialization.sigma_steps} sigma steps" if job.id in self.tuned else ""
+            return f"{job.initialization.name}{other}"
         name = f"{job.method} {TUNED}" if job.id in self.tuned else job.method_label
         return f"{name} from {job.initialization.name}" if len(self.sources) > 1 else name
 

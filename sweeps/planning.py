@@ -17,7 +17,7 @@ from fine_core.checkpoints import config_to_json, predicted_file_bytes
 from fine_core.dit import DiT, DiTConfig, ModelSize, count_macs, count_parameters
 from fine_core.evaluation import EvaluationSpec
 from fine_core.sampling import SamplerSpec
-from sweeps.pareto import MethodNames
+from sweeps.pareto import TUNED, MethodNames
 from sweeps.settings import tuned_for_size
 from sweeps.transfer_planning import TransferGridSpec
 from trainables.initializations import INITIALIZATIONS
@@ -183,9 +183,10 @@ class Plan:
 
     @property
     def labels(self) -> dict[str, str]:
-        """A label for each job's id. Base models of one size that differ in their sigma steps say so."""
+        """A label for each job's id. Base models of one size that differ in their sigma steps say so, and tuned points."""
         count = Counter(job.label for job in self.jobs)
-        return {job.id: job.label + (_sigma_suffix(job) if count[job.label] > 1 else "") for job in self.jobs}
+        labels = {job.id: job.label + (_sigma_suffix(job) if count[job.label] > 1 else "") for job in self.jobs}
+        return {id: f"{label}, {TUNED}" if id in self.tuned else label for id, label in labels.items()}
 
 
 def plan_grid(grid: GridSpec) -> Plan:

@@ -209,6 +209,9 @@ class _JobSearcher(Searcher):
         super().__init__()
         self.source, self.runner, self.store, self.slots = source, runner, store, slots
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes it beside the checkpoints, where a study storage's password does not belong
+
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         job = self.source.next_job()
         if job is None:

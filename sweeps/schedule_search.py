@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
+from fine_core.retention import RetentionSchedule
 from fine_core.sampling import SAMPLERS as IMAGE_SAMPLERS
 from sweeps.options import OneLineErrors, Request, grid_from, grid_options, names, run_sweep, runner_from
 from sweeps.search_planning import SearchPlan, SearchSpec, plan_search
@@ -48,9 +48,11 @@ class SearchRequest(Request):
     def sweep(self, name: str, **surroundings: Any) -> ScheduleSearch:
         from sweeps.search import ScheduleSearch
 
-        folder: Path = surroundings["data_folder"]
-        folder.mkdir(parents=True, exist_ok=True)
-        storage = self.study_storage or f"sqlite:///{folder.absolute()}/optuna.db"
+        if self.study_storage is None and not surroundings["store"].is_local:
+            raise ValueError(
+                "results that are not on a local disk need a --study-storage beside them, such as postgresql://..."
+            )
+        storage = self.study_storage or f"sqlite:///{surroundings['data_folder'].absolute()}/optuna.db"
         return ScheduleSearch(name, self.plan, self.recorded, study_storage=storage, **surroundings)
 
 
@@ -95,20 +97,23 @@ def main(**options) -> None:
 
 def _request(options: dict[str, Any]) -> SearchRequest:
     options |= {"transfer": (options["method"],), "schedules": (options["schedule"],), "seeds": (options["seed"],)}
+    RetentionSchedule.parse(options["schedule"])  # a name, not a file of found settings
     grid = grid_from(options)
     limits = {"params_total": options["max_params"], "serve_bytes": options["max_serve_bytes"]}
-    own = ("method", "objectives", "num_trials", "study_seed", "searched", "known_points")
+    own = ("method", "objectives", "study_seed", "searched", "known_points", "early_stopping", "reduction_factor")
+    own = (*own, "proxy_samples", "study")
     search = SearchSpec(
         sizes=options["sizes"] or (),
         sampler=options["study_sampler"],
+        num_trials=options["num_trials"],
         limits={name: limit for name, limit in limits.items() if limit is not None},
-        **{name: options[name] for name in (*own, "early_stopping", "reduction_factor", "proxy_samples", "study")},
+        **{name: options[name] for name in own},
     )
     return SearchRequest(
         grid=grid,
         plan=plan_search(grid, search),
         runner=runner_from(options, grid.batch_size),
-        params={name: options[name] for name in (*own, "study_sampler")},
+        params={name: options[name] for name in (*own, "sizes", "max_params", "max_serve_bytes", "study_sampler")},
         study_storage=options["study_storage"],
     )
 

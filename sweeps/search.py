@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import optuna
+
+from sweeps.errors import StoppedSweep
 from sweeps.monitor import ProgressView
 from sweeps.pareto import MethodNames, Results
 from sweeps.search_planning import SearchPlan, trial_core_s
@@ -13,6 +16,12 @@ from sweeps.sweep import Sweep
 from trainables.spec import JobSpec, RungSpec, TransferSpec
 
 STAGE = "search"
+NO_TRIAL = -1  # in place of a trial's number: the study could not be started
+
+
+def _trial_key(index: int) -> str:
+    """The name of a trial's share in the progress."""
+    return f"trial {index}"
 
 
 class ScheduleSearch(Sweep):
@@ -23,24 +32,38 @@ class ScheduleSearch(Sweep):
         self.study_storage = study_storage
         self.studies = [ScheduleStudy(spec, self.store, study_storage) for spec in plan.studies]
         self.view: ProgressView | None = None
-        self.reported_trials = 0
+        self.num_ended = self._count_ended()
+
+    def run(self) -> int:
+        try:
+            return super().run()
+        except optuna.exceptions.StorageInternalError as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise StoppedSweep(f"the study storage does not answer any more ({reason})") from error
 
     def _is_unfinished(self, missing: dict[str, tuple[JobSpec, ...]]) -> bool:
         return not all(study.is_exhausted() for study in self.studies)
 
+    def _what_for(self, num_missing: int) -> str:
+        first = f" for {num_missing} and" if num_missing else " for"
+        return f"{first} the search"
+
     def _run_stages(self, missing: dict[str, tuple[JobSpec, ...]]) -> None:
         super()._run_stages(missing)
         self.source = Studies([study for study in self.studies if self._can_start(study)])
-        left = [study.spec.num_trials - len(study.finished_trials) for study in self.source.studies]
-        for study, number in zip(self.source.studies, left, strict=True):
-            self.view.costs |= {f"{study.spec.name} {i}": trial_core_s(study.spec) for i in range(number)}
+        self.num_ended = self._count_ended()
+        left = [max(0, study.spec.num_trials - len(study.finished_trials)) for study in self.source.studies]
+        costs = [
+            trial_core_s(study.spec) for study, number in zip(self.source.studies, left, strict=True) for _ in range(number)
+        ]
+        self.view.costs |= {_trial_key(self.num_ended + i): cost for i, cost in enumerate(costs)}
         self._run_stage(STAGE, self.source, f"{sum(left)} trials", sum(left))
 
     def _can_start(self, study: ScheduleStudy) -> bool:
         """Whether the base models and banks that its points may ask for are there; else it fails with their names."""
-        for job in (*self.plan.base, *self.plan.bank, *self.plan.source):
-            if job.id in self.reasons and (not hasattr(job, "model") or job.model.size.name in study.spec.sizes):
-                study.broken[-1] = f"needs the {job.label}, which failed: {self.reasons[job.id]}"
+        for job in (*self.plan.source, *self.plan.base, *self.plan.bank):
+            if job.id in self.reasons and (job in self.plan.source or job.model.size.name in study.spec.sizes):
+                study.broken[NO_TRIAL] = f"needs the {self._label(job)}, which failed: {self.reasons[job.id]}"
                 return False
         return True
 
@@ -75,7 +98,7 @@ class ScheduleSearch(Sweep):
         record = self.store.read_record(job)
         self.view.finished(job, record, note=f", {outcome}" if outcome else "", advance=self._newly_ended())
         if isinstance(job, RungSpec):
-            self.runs.log_metrics(job.run_id, {"proxy/fid": record["metrics"]["fid"]}, step=job.step)
+            self._log_rung(job, record)
             if outcome:
                 self.runs.stop_child(job.run_id, outcome)
         else:
@@ -83,16 +106,22 @@ class ScheduleSearch(Sweep):
 
     def failed(self, job: JobSpec, reason: str) -> None:
         self.reasons[job.id] = reason
-        if (study := self._study_of(job)) is not None:
-            study.failed(job, reason)
-            self.runs.fail_child(job.run_id, reason)
-        self.view.failed(job, reason)
+        study = self._study_of(job)
+        if study is None:
+            self.view.failed(job, reason)
+            return
+        study.failed(job, reason)
+        self.runs.fail_child(job.run_id, reason)
+        self.view.failed(job, reason, advance=self._newly_ended())
+
+    def _count_ended(self) -> int:
+        return sum(len(study.finished_trials) for study in self.studies)
 
     def _newly_ended(self) -> int:
-        """How many trials have ended since the last call; several at once where one point was proposed twice."""
-        ended = sum(len(study.finished_trials) for study in self.studies)
-        new, self.reported_trials = ended - self.reported_trials, ended
-        return new
+        """How many trials have ended since the last call: none at a rung that is passed, several of one point."""
+        before, self.num_ended = self.num_ended, self._count_ended()
+        self.view.done_share |= {_trial_key(i): 1.0 for i in range(before, self.num_ended)}
+        return self.num_ended - before
 
     # The report.
 
@@ -102,6 +131,22 @@ class ScheduleSearch(Sweep):
     def _results(self) -> Results:
         transfers = {transfer.id: transfer for study in self.studies for transfer in study.scored()}
         return [(transfer, self.store.read_record(transfer)) for transfer in transfers.values()]
+
+    def _record_finished(self) -> None:
+        """Also those that were stopped early, while MLflow was away or just before this process was killed."""
+        super()._record_finished()
+        for study in self.studies:
+            for transfer, outcome in study.stopped():
+                if not self.runs.is_ended(transfer.id):
+                    self._start_child(transfer)
+                    for rung in study.rungs(transfer):
+                        if (record := self.store.read_record(rung)) is not None:
+                            self._log_rung(rung, record)
+                    self.runs.stop_child(transfer.id, outcome)
+
+    def _log_rung(self, rung: RungSpec, record: dict[str, Any]) -> None:
+        self.runs.log_history(rung.run_id, record["history"])
+        self.runs.log_metrics(rung.run_id, {"proxy/fid": record["metrics"]["fid"]}, step=rung.step)
 
     def _report(self) -> int:
         report = SearchReport(self.studies, self.store, self.report_folder, self.console, self.study_storage)
@@ -114,7 +159,7 @@ class ScheduleSearch(Sweep):
         report.show_next_steps()
         broken = [(study, number, reason) for study in self.studies for number, reason in study.broken.items()]
         for study, number, reason in broken:
-            name = study.spec.label if number < 0 else f"{study.spec.label} trial {number}"
+            name = study.spec.label if number == NO_TRIAL else f"{study.spec.label} trial {number}"
             self.console.print(f"failed: {name}: {reason}", style="red", markup=False, highlight=False)
         summary = report.summary() | {f"timing/{name}_s": value for name, value in self.timings.items()}
         self.runs.close("FAILED" if broken else "FINISHED", summary)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from fine_core.evaluation import EvaluationSpec
 from sweeps.planning import (
     GridSpec,
     Plan,
@@ -42,6 +43,7 @@ class SearchSpec:
     study: str | None
 
     def __post_init__(self) -> None:
+        transfer_method(self.method)
         for name in self.objectives:
             check(name in OBJECTIVES, f"unknown objective {name!r}; choose from {', '.join(OBJECTIVES)}")
         check("fid" in self.objectives, f"objectives are {', '.join(self.objectives)}; one of them must be fid")
@@ -123,20 +125,22 @@ def _default_settings(grid: GridSpec, method: str) -> TransferSettings:
     return replace(grid.transfer.default_settings(method, schedule), sigma_steps=sigma_steps)
 
 
-def _transfer(grid: GridSpec, search: SearchSpec, size: tuple[int, int], span: float | None) -> TransferSpec:
-    settings = _default_settings(grid, search.method)
-    if span is not None:
-        settings = replace(settings, gamma_span=span)
+def _transfer(grid: GridSpec, search: SearchSpec, size: tuple[int, int], span: float) -> TransferSpec:
+    settings = replace(_default_settings(grid, search.method), gamma_span=span)
     base = grid.trial(grid.transfer.initializations[0], *size, grid.seeds[0], sigma_steps=settings.sigma_steps)
     return grid.transfer.transfer(base, search.method, settings)
 
 
 def _allowed_spans(grid: GridSpec, search: SearchSpec, size: tuple[int, int]) -> tuple[float, ...] | None:
     """Gamma spans whose points keep to the limits at a size; None if there is no point at all that does."""
-    if not transfer_method(search.method).uses_scales:
-        return () if _within(search, _transfer(grid, search, size, None)) else None
-    spans = tuple(span for span in GAMMA_SPANS if _within(search, _transfer(grid, search, size, span)))
+    spans = tuple(span for span in _candidate_spans(grid, search) if _within(search, _transfer(grid, search, size, span)))
     return spans or None
+
+
+def _candidate_spans(grid: GridSpec, search: SearchSpec) -> tuple[float, ...]:
+    """Those that are searched, or the one that is not."""
+    searched = search.searched is None or "gamma_span" in search.searched
+    return GAMMA_SPANS if searched and transfer_method(search.method).uses_scales else (grid.transfer.gamma_span,)
 
 
 def _costs(transfer: TransferSpec) -> dict[str, int]:
@@ -150,7 +154,7 @@ def _within(search: SearchSpec, transfer: TransferSpec) -> bool:
 
 def _smallest(grid: GridSpec, search: SearchSpec, sizes: dict[str, tuple[int, int]]) -> str:
     """The least that any point of the grid takes of what is limited."""
-    span = min(GAMMA_SPANS) if transfer_method(search.method).uses_scales else None
+    span = min(_candidate_spans(grid, search))
     costs = [_costs(_transfer(grid, search, size, span)) for size in sizes.values()]
     return "the least is " + ", ".join(f"{name} {min(cost[name] for cost in costs):,}" for name in search.limits)
 
@@ -195,12 +199,8 @@ def _halving(grid: GridSpec, search: SearchSpec) -> HalvingSpec | None:
     if not rungs:
         return None
     samples = min(search.proxy_samples, grid.num_samples)
-    base = grid.trial(grid.transfer.initializations[0], grid.depths[0], grid.widths[0], grid.seeds[0])
-    return HalvingSpec(
-        rungs=rungs,
-        reduction_factor=search.reduction_factor,
-        evaluation=replace(base.evaluation, num_samples=samples),
-    )
+    evaluation = EvaluationSpec(num_samples=samples, sampler=grid.sampler)
+    return HalvingSpec(rungs=rungs, reduction_factor=search.reduction_factor, evaluation=evaluation)
 
 
 def _known_points(
@@ -208,18 +208,14 @@ def _known_points(
 ) -> tuple[Point, ...]:
     """The papers' defaults at every size that allows them, then the points that were asked for."""
     names = [parameter.name for parameter in space.parameters]
-    papers = [default]
+    weights = [default.retention_weight]
     if "retention_weight" in names:
-        papers.append(replace(default, retention_weight=PAPER_FORMULA_WEIGHT))
-    points: list[Point] = []
-    for settings in papers:
-        for size in sizes:
-            try:
-                points.append(space.point(settings, size))
-            except ValueError:
-                if not search.limits:  # else the default's gamma span may be what the limits forbid
-                    raise
-    points += [space.known_point(text) for text in search.known_points]
+        weights.append(PAPER_FORMULA_WEIGHT)
+    points = [
+        space.point(replace(space.default_at(size), retention_weight=weight), size) for weight in weights for size in sizes
+    ]
+    only_size = next(iter(sizes)) if len(sizes) == 1 else None
+    points += [space.known_point(text, only_size) for text in search.known_points]
     return tuple({str(point): point for point in points}.values())
 
 
@@ -238,7 +234,8 @@ def _check_objectives(search: SearchSpec, studies: Sequence[StudySpec]) -> None:
     if "serve_bytes" not in search.objectives:
         return
     for study in studies:
-        varies = any(p.name == "size" or p.name.startswith("gamma_span") for p in study.space.parameters)
+        choices = [p for p in study.space.parameters if isinstance(p, Choice)]
+        varies = any(len(p.values) > 1 and (p.name == "size" or p.name.startswith("gamma_span")) for p in choices)
         check(
             varies,
             f"every point of {study.label} stores the same bytes; search several sizes (--size all), "

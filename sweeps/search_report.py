@@ -16,9 +16,10 @@ from rich.table import Table
 from fine_core.retention import RetentionSchedule
 from mlflow_setup.curves import draw_best_schedules
 from mlflow_setup.report import pyplot, write_csv
+from sweeps.errors import without_password
 from sweeps.pareto import Results
 from sweeps.settings import TransferSettings, TunedTransfer, write_tuned
-from sweeps.study import OUTCOME, ScheduleStudy, without_password
+from sweeps.study import OUTCOME, ScheduleStudy
 from trainables.spec import TransferSpec
 from trainables.store import Store
 
@@ -57,7 +58,8 @@ class SearchReport:
         files = [write_csv(rows, self.folder / "trials.csv")] if rows else []
         self._show_studies()
         if not self.best:
-            self.console.print("No trial has been scored yet.")
+            scored = any(study.complete_trials() for study in self.studies)
+            self.console.print("No scored trial keeps to the limits." if scored else "No trial has been scored yet.")
             return files
         self._show_best()
         files.append(write_tuned(self.folder / BEST_FILE, [self._entry(*found) for found in self.best]))
@@ -149,6 +151,9 @@ class SearchReport:
     def show_next_steps(self) -> None:
         """How the result is used, and where else the studies can be looked at."""
         lines = []
+        waiting = sum(study.num_waiting for study in self.studies)
+        if waiting:
+            lines.append(f"{waiting} known points were not tried: there were no trials left for them; raise --trials")
         if self.best:
             best = shlex.quote(f"@{self.folder / BEST_FILE}")
             lines.append(f"Use it in a grid:  python sweeps/size_grid.py --schedules linear,{best}")
@@ -179,14 +184,13 @@ def _best_by_size(study: ScheduleStudy) -> dict[str, FrozenTrial]:
 
 def trial_counts(study: ScheduleStudy) -> dict[str, int]:
     """How many trials ended how, the steps that were trained for them, and the steps of training each to its end."""
-    counts = dict.fromkeys(("scored", "stopped", "diverged", "steps"), 0)
-    seen: set[str] = set()
+    counts = dict.fromkeys(("scored", "stopped", "diverged"), 0)
+    steps: dict[str, int] = {}  # by transfer: a point proposed twice is trained once
     for trial in study.finished_trials:
         counts[trial.user_attrs[OUTCOME].split()[0].rstrip(":")] += 1
-        if trial.user_attrs["transfer_id"] not in seen:  # a point proposed twice is trained once
-            counts["steps"] += trained_steps(study, trial)
-            seen.add(trial.user_attrs["transfer_id"])
-    return counts | {"full_steps": len(seen) * study.spec.grid.transfer.steps}
+        transfer_id = trial.user_attrs["transfer_id"]
+        steps[transfer_id] = max(steps.get(transfer_id, 0), trained_steps(study, trial))
+    return counts | {"steps": sum(steps.values()), "full_steps": len(steps) * study.spec.grid.transfer.steps}
 
 
 def trained_steps(study: ScheduleStudy, trial: FrozenTrial) -> int:

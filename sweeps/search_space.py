@@ -106,7 +106,15 @@ class SearchSpace:
         is_default = value == getattr(self.default, name, None)
         return _rounded(value, 3) if isinstance(value, float) and not is_default else value
 
-    def point(self, settings: TransferSettings, size: str | None = None) -> Point:
+    def default_at(self, size: str) -> TransferSettings:
+        """The default, or what a limit leaves of it: the largest gamma span that is allowed at the size."""
+        names = ("gamma_span", f"gamma_span{AT_SIZE}{size}")
+        allowed = next((p.values for p in self.parameters if p.name in names), (self.default.gamma_span,))
+        if self.default.gamma_span in allowed:
+            return self.default
+        return replace(self.default, gamma_span=max(allowed, key=lambda span: (span <= self.default.gamma_span, span)))
+
+    def point(self, settings: TransferSettings, size: str) -> Point:
         """The point that stands for settings. Raises ValueError if they lie outside the space."""
         values: Point = {"size": size} | {name: getattr(settings, name) for name in SETTINGS}
         if settings.schedule is not None:
@@ -120,10 +128,11 @@ class SearchSpace:
                 point[parameter.name] = value
         return point
 
-    def known_point(self, text: str) -> Point:
+    def known_point(self, text: str, only_size: str | None) -> Point:
         """Read a point to try, such as `schedule=power:0.5,retention_weight=1`; what it leaves out is as in `default`.
 
-        Raises ValueError for one that is not in the space.
+        `only_size`: None where the size is searched, and the point must name one. Raises ValueError for a point outside the
+        space.
         """
         searched = {"schedule" if p.name == "family" else _plain(p.name) for p in self.parameters if p.name not in FAMILIES}
         changes: dict[str, Any] = {}
@@ -134,8 +143,9 @@ class SearchSpace:
                 f"{part.strip()!r} of a point to try is not NAME=VALUE of {', '.join(sorted(searched))}",
             )
             changes[name] = RetentionSchedule.parse(value) if name == "schedule" else _number(name, value)
-        size = changes.pop("size", None)
-        asked = replace(self.default, **changes)
+        size = changes.pop("size", only_size)
+        check(size is not None, f"{text!r} names no size, which is searched here: add size=L4-D64 or another")
+        asked = replace(self.default_at(size), **changes)
         point = self.point(asked, size)
         check(self.settings(point) == asked, f"{text!r} has numbers of more than three digits, which a search rounds to")
         return point

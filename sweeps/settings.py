@@ -72,6 +72,10 @@ def _tuned_from(entry: dict[str, Any]) -> TunedTransfer:
     settings = TransferSettings(**entry["settings"])
     for name in ("retention_weight", "source_ratio", "gamma_span", "lr"):
         check(isinstance(getattr(settings, name), float | int), f"{name} is {getattr(settings, name)!r}; it must be a number")
+    check(0 <= settings.gamma_span <= 1, f"gamma_span is {settings.gamma_span}; it must be between 0 and 1")
+    steps, schedule = settings.sigma_steps, settings.schedule
+    check(steps is None or isinstance(steps, int), f"sigma_steps is {steps!r}; it must be a whole number or null")
+    check(schedule is None or isinstance(schedule, str), f"schedule is {schedule!r}; it must be a text or null")
     if settings.schedule is not None:
         settings = replace(settings, schedule=RetentionSchedule.parse(settings.schedule))
     return TunedTransfer(**{name: entry[name] for name in ("method", "initialization", "size")}, settings=settings)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import warnings
 from collections import deque
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fine_core.evaluation import EvaluationSpec
 from fine_core.randomness import stream_seed
+from sweeps.errors import without_password
 from sweeps.planning import GridSpec
 from sweeps.search_space import Point, SearchSpace
 from trainables.spec import JobSpec, RungSpec, TransferSpec, check
@@ -29,11 +29,11 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 # objective -> metric of a transfer's record; all are minimized
 OBJECTIVES = {"fid": "fid", "forgetting": "forgetting/source_fid", "serve_bytes": "serve_bytes"}
-LIMITS = ("params_total", "serve_bytes")
 SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random")
 NSGA2_FROM_TRIALS = 1000  # below it TPE learns faster
 DEFINITION = "definition"  # Optuna user attributes
 OUTCOME = "outcome"
+PASSED = "passed_step"  # the last rung from which a trial went on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def rungs_of(steps: int, reduction_factor: int) -> tuple[int, ...]:
 class StudySpec:
     """One study: a space over the settings of one method, at one size or over several.
 
-    `sizes`: name -> (depth, width). `known`: points that are tried first. `limits`: largest value of a metric of LIMITS.
+    `sizes`: name -> (depth, width). `known`: points that are tried first. `limits`: largest values of metrics of a transfer.
     """
 
     name: str
@@ -95,7 +95,7 @@ class StudySpec:
 
     def default_transfer(self, size: str) -> TransferSpec:
         """What the grid would do at a size without a search."""
-        return self.transfer({"size": size})
+        return self.transfer(self.space.point(self.space.default_at(size), size))
 
     @property
     def definition(self) -> str:
@@ -130,14 +130,14 @@ def make_sampler(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
 
 
 def chosen_sampler(spec: StudySpec) -> str:
-    """`auto`: a Gaussian process where no parameter depends on another, NSGA-II for very many trials of several objectives,
-    else TPE."""
+    """`auto`: NSGA-II for very many trials of several objectives; a Gaussian process where no parameter depends on another and
+    no trial is stopped early, from which it would not learn; else TPE."""
     if spec.sampler != "auto":
         return spec.sampler
     if len(spec.objectives) > 1 and spec.num_trials >= NSGA2_FROM_TRIALS:
         return "nsga2"
     conditional = any(parameter.only_if for parameter in spec.space.parameters)
-    return "tpe" if conditional else "gp"
+    return "tpe" if conditional or spec.halving is not None else "gp"
 
 
 class StudyError(ValueError):
@@ -194,6 +194,12 @@ class ScheduleStudy:
                 f"study {spec.name!r} exists with another {_difference(known, spec.definition)}; "
                 "take another --study, or the options that it was made with"
             )
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            check(
+                self.store.read_record(spec.transfer(trial.params)) is not None,
+                f"study {spec.name!r} has scores that {self.store.location} does not hold; take another --study, "
+                "or the --storage-path that it was made with",
+            )
         return study
 
     # A source of jobs.
@@ -222,6 +228,11 @@ class ScheduleStudy:
         """The transfers that have a score of the full protocol."""
         return [self.spec.transfer(trial.params) for trial in self.complete_trials()]
 
+    def stopped(self) -> list[tuple[TransferSpec, str]]:
+        """The transfers that were given up, and why."""
+        ended = [trial for trial in self.finished_trials if trial.state == TrialState.PRUNED]
+        return [(self.spec.transfer(trial.params), trial.user_attrs[OUTCOME]) for trial in ended]
+
     def _start(self, trial: optuna.Trial) -> None:
         transfer = self.spec.transfer(self.spec.space.suggest(trial))  # a trial carried on keeps the values that it has
         trial.set_user_attr("transfer_id", transfer.id)
@@ -240,19 +251,27 @@ class ScheduleStudy:
         if (record := self.store.read_record(transfer)) is not None:
             self._complete(running, record)
             return
-        for rung in self._rungs(transfer):
-            if rung.step in trial.storage.get_trial(trial._trial_id).intermediate_values:
+        for rung in self.rungs(transfer):
+            # Read anew: this may be a trial that was cut off anywhere between two of these lines.
+            known = self._frozen(trial)
+            if known.user_attrs.get(PASSED, 0) >= rung.step:
                 continue
             if (record := self.store.read_record(rung)) is None:
                 self.ready.append(rung)
                 return
-            trial.report(record["metrics"]["fid"], rung.step)
-            if trial.should_prune() and transfer.id not in self.exempt:
+            if rung.step not in known.intermediate_values:
+                trial.report(record["metrics"]["fid"], rung.step)
+            stops = trial.should_prune() and transfer.id not in self.exempt
+            if stops or OUTCOME in known.user_attrs:
                 self._end(running, TrialState.PRUNED, f"stopped at step {rung.step}")
                 return
+            trial.set_user_attr(PASSED, rung.step)
         self.ready.append(transfer)
 
-    def _rungs(self, transfer: TransferSpec) -> list[RungSpec]:
+    def _frozen(self, trial: optuna.Trial) -> FrozenTrial:
+        return trial.storage.get_trial(trial._trial_id)
+
+    def rungs(self, transfer: TransferSpec) -> list[RungSpec]:
         if self.spec.halving is None:
             return []
         return [
@@ -270,25 +289,34 @@ class ScheduleStudy:
         self._end(running, TrialState.COMPLETE, "scored", values)
 
     def _end(self, running: _Running, state: TrialState, outcome: str, values: list[float] | None = None) -> None:
-        for trial in (running.trial, *running.others):
+        trials = (running.trial, *running.others)
+        for trial in trials:
             trial.set_user_attr(OUTCOME, outcome)
-            self.study.tell(trial, values, state=state)
+        if state == TrialState.PRUNED:  # a transfer that was trained to its end has left none
+            self.store.delete_checkpoints(running.transfer)
+        for trial in trials:
+            self.study.tell(trial, values, state=state, skip_if_finished=True)
         del self.running[running.transfer.id]
-        self.store.delete_checkpoints(running.transfer)
 
     # What became of its jobs.
 
     def finished(self, job: JobSpec) -> str | None:
-        """Take in a job's record. Returns why its transfer was ended early, if it was."""
-        transfer_id = job.run_id
-        trial = self.running[transfer_id].trial
-        self._advance(transfer_id)
-        ended = trial.storage.get_trial(trial._trial_id)
+        """Take in a job's record. Returns why its transfer was ended early, if it was.
+
+        Heard again, it changes nothing: Tune runs a job again if a first hearing failed.
+        """
+        if job.run_id not in self.running:
+            return None
+        trial = self.running[job.run_id].trial
+        self._advance(job.run_id)
+        ended = self._frozen(trial)
         return ended.user_attrs[OUTCOME] if ended.state == TrialState.PRUNED else None
 
     def failed(self, job: JobSpec, reason: str) -> None:
         """A point whose training diverges has had its trial; anything else is tried again by the same command."""
-        running = self.running[job.run_id]
+        running = self.running.get(job.run_id)
+        if running is None:
+            return
         if "TrainingDiverged" in reason:
             self._end(running, TrialState.PRUNED, f"diverged: {reason.rpartition('TrainingDiverged: ')[2]}")
             return
@@ -296,10 +324,10 @@ class ScheduleStudy:
             self.broken[trial.number] = reason
         del self.running[job.run_id]
 
-
-def without_password(storage: str) -> str:
-    """A storage URL as it may be shown."""
-    return re.sub(r"://[^@/]*@", "://***@", storage)
+    @property
+    def num_waiting(self) -> int:
+        """Known points for which there was no trial left."""
+        return len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
 
 def _difference(known: str, wanted: str) -> str:

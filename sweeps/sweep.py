@@ -77,6 +77,9 @@ class Sweep:
             stage: tuple(job for job in jobs if self.store.read_record(job) is None) for stage, jobs in self.plan.stages.items()
         }
 
+    def _what_for(self, num_missing: int) -> str:
+        return f" for {num_missing}"
+
     def _is_unfinished(self, missing: dict[str, tuple[JobSpec, ...]]) -> bool:
         return any(missing.values())
 
@@ -84,7 +87,9 @@ class Sweep:
         missing_ids = {job.id for jobs in missing.values() for job in jobs}
         finished = {job.id for job in self.plan.jobs} - missing_ids
         total, num_missing = len(self.plan.jobs), len(missing_ids)
-        self.console.print(f"{total - num_missing} of {total} jobs are in the store already; starting Ray for {num_missing}")
+        self.console.print(
+            f"{total - num_missing} of {total} jobs are in the store already; starting Ray{self._what_for(num_missing)}"
+        )
         started = time.monotonic()
         connect_cluster()
         # `ray job stop` ends the sweep as Ctrl-C does. Set after Ray, which has a handler of its own.

@@ -43,6 +43,13 @@ class TransferGridSpec:
         check(0 <= self.gamma_span <= 1, f"gamma_span is {self.gamma_span}; it must be between 0 and 1")
         for tuned in self.tuned:
             transfer_method(tuned.method).check_installed()
+            check(
+                tuned.initialization in self.initializations,
+                f"settings were found for base models of {tuned.initialization}; add --transfer-from {tuned.initialization}",
+            )
+        keys = [(tuned.method, tuned.initialization, tuned.size) for tuned in self.tuned]
+        twice = [f"{method} at {size}" for method, _, size in set(keys) if keys.count((method, _, size)) > 1]
+        check(not twice, f"settings of {', '.join(sorted(twice))} come twice; name one file for them")
         has_tuned = {tuned.method for tuned in self.tuned}
         takes = [method.name for method in methods if method.rehearses and method.name not in has_tuned]
         check(bool(self.schedules) or not takes, f"schedules is empty; {', '.join(takes)} needs at least one")

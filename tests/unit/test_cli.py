@@ -189,6 +189,8 @@ def test_a_dry_run_of_a_search_prints_its_space_and_starts_no_study(tmp_path):
         (["--study-storage", "sqlite:////nowhere/at/all.db"], "study storage 'sqlite:////nowhere/at/all.db' cannot be used"),
         (["--study-storage", "nonsense"], "cannot be used"),
         (["--method", "magic"], "unknown transfer 'magic'"),
+        (["--method", "none"], "unknown transfer 'none'"),
+        (["--schedule", "@best.json"], "unknown schedule '@best.json'; choose one of linear"),
         (["--size", "L9-D9"], "the grid has no size 'L9-D9'"),
         (["--schedule", "power:9"], "power 9.0 is outside its search range: 0.1 to 3"),
         (["--enqueue", "lr=7"], "lr 7.0 is outside its search range"),

@@ -67,7 +67,7 @@ def test_transfers_are_rows_of_their_own_with_their_schedule_and_what_they_forge
     assert names >= {"full from fine", "full from scratch"}
     searched = MethodNames(jobs, tuned=[jobs[1].id, jobs[1].base.id])
     assert {p.method for p in points_from(both[:3], searched)} == {"full", "diff-tuning tuned"}
-    assert searched.of(jobs[1].base) == "fine tuned"
+    assert searched.of(jobs[1].base) == "fine 4 sigma steps"
 
 
 def test_different_protocols_never_share_a_front():

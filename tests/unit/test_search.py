@@ -93,8 +93,8 @@ def test_the_parameter_of_a_family_exists_for_it_alone():
         families.add(schedule.family)
         assert {name for name in FAMILIES if name in point} == ({schedule.family} if FAMILIES[schedule.family] else set())
         settings = space.settings(point)
-        assert space.settings(space.point(settings)) == settings
-        for name, value in space.point(settings).items():
+        assert space.settings(space.point(settings, "L2-D32")) == settings
+        for name, value in space.point(settings, "L2-D32").items():
             assert value == (pytest.approx(point[name], rel=5e-3) if isinstance(value, float) else point[name])
         for parameter in space.parameters:
             assert parameter.name not in point or parameter.holds(point[parameter.name])
@@ -286,6 +286,46 @@ def test_a_study_of_another_space_or_task_is_refused(tmp_path):
         opened(spec(study="theirs"), tmp_path)
 
 
+def test_a_study_whose_scores_are_elsewhere_is_refused(tmp_path):
+    study, store = opened(spec(), tmp_path)
+    run(study, store, tmp_path)
+    with pytest.raises(ValueError, match="has scores that .* does not hold; take another --study, or the --storage-path"):
+        ScheduleStudy(spec(), Store(tmp_path / "elsewhere"), f"sqlite:///{tmp_path}/optuna.db")
+
+
+@pytest.mark.parametrize("lost", ["report", "should_prune", "set_user_attr", "tell"])
+def test_cut_off_between_two_writes_of_a_decision(tmp_path, monkeypatch, lost):
+    """A trial that is to be stopped, and a process that dies at any of the writes that say so."""
+
+    class Dead(Exception):
+        pass
+
+    study, store = opened(spec(num_trials=4), tmp_path)
+    while True:
+        job = study.next_job()
+        bad = isinstance(job, RungSpec) and job.step == 33 and trial_counts(study)["scored"] > 0
+        publish(store, job, tmp_path, fid=99.0 if bad else None)
+        if bad:
+            break
+        study.finished(job)
+
+    def die(*args, **options):
+        raise Dead
+
+    with monkeypatch.context() as context:
+        context.setattr(optuna.Study if lost == "tell" else optuna.Trial, lost, die)
+        with pytest.raises(Dead):
+            study.finished(job)
+    again, _ = opened(spec(num_trials=4), tmp_path)
+    run(again, store, tmp_path)
+    (trial,) = (t for t in again.study.trials if t.user_attrs["transfer_id"] == job.transfer.id)
+    # Between Optuna's own write of the decision and ours the answer is lost: the trial goes on, which costs steps alone.
+    step = 99 if lost == "set_user_attr" else 33
+    assert trial.state == TrialState.PRUNED and trial.user_attrs["outcome"] == f"stopped at step {step}"
+    assert len(again.finished_trials) == 4
+    assert again.finished(job) is None and len(again.finished_trials) == 4, "heard again, nothing changes"
+
+
 @pytest.mark.parametrize("storage", ["sqlite:////nowhere/at/all.db", "nonsense", "postgresql://user:secret@localhost:1/x"])
 def test_a_storage_that_cannot_be_used_is_one_line(tmp_path, storage):
     with pytest.raises(StudyError) as error:
@@ -314,7 +354,8 @@ def test_every_sampler_finishes_a_study(tmp_path, sampler, objectives):
 
 def test_auto_chooses_a_sampler_for_the_space():
     assert chosen_sampler(spec(sampler="auto")) == "tpe"
-    assert chosen_sampler(spec(sampler="auto", method="difffit")) == "gp"
+    assert chosen_sampler(spec(sampler="auto", method="difffit")) == "tpe", "a Gaussian process would not see what is stopped"
+    assert chosen_sampler(spec(sampler="auto", method="difffit", early_stopping=False)) == "gp"
     many = {"objectives": ("fid", "forgetting"), "num_trials": 1000}
     assert chosen_sampler(spec(sampler="auto", **many)) == "nsga2"
     assert chosen_sampler(spec(sampler="random")) == "random"
@@ -332,6 +373,22 @@ def test_limits_leave_out_what_does_not_keep_to_them():
     assert plan.excluded == ("L2-D64", "L4-D64")
     with pytest.raises(ValueError, match=r"no point keeps to serve_bytes <= 100; the least is serve_bytes [\d,]+$"):
         search(**difffit, limits={"serve_bytes": 100})
+    fixed = {"method": "difffit", "sizes": ("L4-D64",), "searched": ("lr",)}
+    with pytest.raises(ValueError, match="no point keeps to serve_bytes <= 24,000; the least is serve_bytes 25,568"):
+        search(**fixed, limits={"serve_bytes": 24_000})  # of the one span that is not searched
+
+
+def test_a_limit_clips_the_default_and_what_a_known_point_leaves_out():
+    study = spec(method="difffit", sizes=("L4-D64",), limits={"serve_bytes": 24_000}, known_points=("lr=0.05",))
+    allowed = study.space.parameters[-1].values
+    assert 0.5 not in allowed and [point["gamma_span"] for point in study.known] == [max(allowed)] * 2
+    assert study.default_transfer("L4-D64").gamma_span == max(allowed)
+    with pytest.raises(ValueError, match="gamma_span 0.5 is outside its search range"):
+        spec(method="difffit", sizes=("L4-D64",), limits={"serve_bytes": 24_000}, known_points=("gamma_span=0.5",))
+    joint = {"method": "difffit", "sizes": ("all",), "objectives": ("fid", "serve_bytes")}
+    with pytest.raises(ValueError, match="'lr=0.05' names no size, which is searched here: add size="):
+        spec(**joint, known_points=("lr=0.05",))
+    assert spec(**joint, known_points=("lr=0.05,size=L4-D32",)).known[-1]["size"] == "L4-D32"
 
 
 def test_a_cost_among_the_objectives_makes_the_size_a_parameter(tmp_path):
@@ -339,7 +396,7 @@ def test_a_cost_among_the_objectives_makes_the_size_a_parameter(tmp_path):
     (study,) = plan.studies
     names = [parameter.name for parameter in study.space.parameters]
     assert names[0] == "size" and "gamma_span@L4-D64" in names
-    assert [point["size"] for point in study.known] == ["L2-D32", "L2-D64", "L4-D32"], "where the limit allows the default"
+    assert [point["size"] for point in study.known] == ["L2-D32", "L2-D64", "L4-D32", "L4-D64"]
     live, store = opened(study, tmp_path)
     jobs = run(live, store, tmp_path)
     assert len({job.size.name for job in jobs}) > 2
@@ -387,14 +444,28 @@ def test_what_a_search_found_is_the_same_point_in_a_grid(tmp_path):
     # Searched at one size, it serves all; its base models are points of their own name, unless they are the grid's.
     assert sum(name == "diff-tuning tuned" for name in names.values()) == 4
     assert sum(name == "fine" for name in names.values()) == 4
-    assert sum(name == "fine tuned" for name in names.values()) == (0 if found.sigma_steps == GRID.sigma_steps else 4)
+    assert sum(name == f"fine {found.sigma_steps} sigma steps" for name in names.values()) == (
+        0 if found.sigma_steps == GRID.sigma_steps else 4
+    )
     assert all(need.id in {job.id for job in plan.jobs} for job in plan.transfer for need in job.needs)
 
+    labels = [plan.labels[job.id] for job in plan.jobs]
+    assert len(set(labels)) == len(labels), "nothing is called like another"
+    with pytest.raises(ValueError, match="settings of diff-tuning at L2-D32 come twice; name one file for them"):
+        replace(grid.transfer, tuned=(tuned, tuned))
+    with pytest.raises(ValueError, match="found for base models of scratch; add --transfer-from scratch"):
+        replace(grid.transfer, tuned=(replace(tuned, initialization="scratch"),))
     both = write_tuned(tmp_path / "two.json", [(tuned, {}), (replace(tuned, size="L4-D64"), {})])
     with pytest.raises(
         ValueError, match="no settings of diff-tuning for L2-D64, only for L2-D32, L4-D64; search that size too"
     ):
         plan_grid(replace(grid, transfer=replace(grid.transfer, tuned=read_tuned(both))))
+
+
+def tuned_text(**changes) -> str:
+    settings = {"schedule": "linear", "retention_weight": 0.1, "source_ratio": 0.2, "gamma_span": 0.5, "lr": 1e-3}
+    entry = {"method": "full", "initialization": "fine", "size": "L2-D32", "settings": settings | changes}
+    return json.dumps({"format": 1, "tuned": [entry]})
 
 
 @pytest.mark.parametrize(
@@ -405,6 +476,10 @@ def test_what_a_search_found_is_the_same_point_in_a_grid(tmp_path):
         ("[]", "is not a best.json of schedule_search.py"),
         ('{"format": 7, "tuned": []}', "its format is 7, this version reads 1"),
         ('{"format": 1, "tuned": []}', "it holds no settings"),
+        (tuned_text(sigma_steps="x"), "sigma_steps is 'x'; it must be a whole number or null"),
+        (tuned_text(schedule=5), "schedule is 5; it must be a text or null"),
+        (tuned_text(gamma_span=7), "gamma_span is 7; it must be between 0 and 1"),
+        (tuned_text(lr="fast"), "lr is 'fast'; it must be a number"),
         ('{"format": 1, "tuned": [{"method": "full"}]}', "is not a best.json of schedule_search.py (KeyError: 'settings')"),
     ],
 )
