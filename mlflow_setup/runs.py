@@ -21,6 +21,7 @@ from mlflow_setup.tracking import Tracking
 T = TypeVar("T")
 BATCH_LIMIT = 1000  # metrics in one MLflow request
 PARENT_TAG = "mlflow.parentRunId"
+OUTCOME_TAG = "outcome"
 
 logger = logging.getLogger("fine-sweeps")
 
@@ -29,6 +30,7 @@ logger = logging.getLogger("fine-sweeps")
 class _Child:
     run_id: str
     status: str
+    stopped: bool = False
     logged_steps: set[int] = field(default_factory=set)
 
 
@@ -56,7 +58,10 @@ class SweepRuns:
                 [self.experiment_id], f"tags.`{PARENT_TAG}` = '{self.parent_id}'", max_results=1000, page_token=token
             )
             for run in page:
-                self.children[run.data.tags["trial_id"]] = _Child(run_id=run.info.run_id, status=run.info.status)
+                tags = run.data.tags
+                self.children[tags["trial_id"]] = _Child(
+                    run_id=run.info.run_id, status=run.info.status, stopped=OUTCOME_TAG in tags
+                )
             token = page.token
             if not token:
                 return
@@ -64,8 +69,9 @@ class SweepRuns:
     def is_finished(self, trial_id: str) -> bool:
         return trial_id in self.children and self.children[trial_id].status == "FINISHED"
 
-    def is_ended(self, trial_id: str) -> bool:
-        return trial_id in self.children and self.children[trial_id].status != "RUNNING"
+    def is_stopped(self, trial_id: str) -> bool:
+        """Whether its run says that the trial was given up on purpose."""
+        return trial_id in self.children and self.children[trial_id].stopped
 
     def start_child(self, trial_id: str, name: str, tags: dict[str, str], params: dict[str, Any]) -> None:
         """Open the trial's run, or its old one again."""
@@ -130,8 +136,9 @@ class SweepRuns:
 
         def write() -> None:
             child = self.children[trial_id]
-            self.client.set_tag(child.run_id, "outcome", reason)
+            self.client.set_tag(child.run_id, OUTCOME_TAG, reason)
             self._end(child, "KILLED")
+            child.stopped = True
 
         if trial_id in self.children:
             self.attempt(write)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from fine_core.retention import RetentionSchedule
@@ -15,6 +16,7 @@ from sweeps.options import OneLineErrors, Request, grid_from, grid_options, name
 from sweeps.search_planning import SearchPlan, SearchSpec, plan_search
 from sweeps.search_space import PARAMETERS
 from sweeps.search_view import show_search
+from sweeps.size_grid import main as size_grid
 from sweeps.study import OBJECTIVES, SAMPLERS
 from trainables.methods import TRANSFER_METHODS
 
@@ -41,6 +43,7 @@ class SearchRequest(Request):
 
     plan: SearchPlan
     study_storage: str | None
+    grid_options: tuple[str, ...]  # of the command line, as size_grid.py takes them
 
     def show(self, console: Console, finished: set[str], slots: int | None) -> None:
         show_search(console, self.plan, finished, slots=slots)
@@ -53,7 +56,9 @@ class SearchRequest(Request):
                 "results that are not on a local disk need a --study-storage beside them, such as postgresql://..."
             )
         storage = self.study_storage or f"sqlite:///{surroundings['data_folder'].absolute()}/optuna.db"
-        return ScheduleSearch(name, self.plan, self.recorded, study_storage=storage, **surroundings)
+        return ScheduleSearch(
+            name, self.plan, self.recorded, study_storage=storage, grid_options=self.grid_options, **surroundings
+        )
 
 
 @click.command(
@@ -115,7 +120,20 @@ def _request(options: dict[str, Any]) -> SearchRequest:
         runner=runner_from(options, grid.batch_size),
         params={name: options[name] for name in (*own, "sizes", "max_params", "max_serve_bytes", "study_sampler")},
         study_storage=options["study_storage"],
+        grid_options=_given_grid_options(),
     )
+
+
+def _given_grid_options() -> tuple[str, ...]:
+    """What the user gave of the options that a grid has too: a grid that uses the result needs it as well."""
+    context, given = click.get_current_context(), []
+    for parameter in size_grid.params:
+        alike = parameter.name not in ("transfer", "schedules", "seeds", "dry_run")
+        if alike and context.get_parameter_source(parameter.name) == ParameterSource.COMMANDLINE:
+            value = context.params[parameter.name]
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            given += [parameter.opts[0], text]
+    return tuple(given)
 
 
 if __name__ == "__main__":

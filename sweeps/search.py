@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
 
-from sweeps.errors import StoppedSweep
+from sweeps.errors import StoppedSweep, without_password
 from sweeps.monitor import ProgressView
 from sweeps.pareto import MethodNames, Results
 from sweeps.search_planning import SearchPlan, trial_core_s
-from sweeps.search_report import SearchReport
+from sweeps.search_report import BEST_FILE, SearchReport
 from sweeps.study import ScheduleStudy, Studies
-from sweeps.sweep import Sweep
+from sweeps.sweep import Sweep, executable_path
 from trainables.spec import JobSpec, RungSpec, TransferSpec
 
 STAGE = "search"
@@ -27,9 +29,18 @@ def _trial_key(index: int) -> str:
 class ScheduleSearch(Sweep):
     """A sweep whose last stage asks Optuna for its jobs. Raises StudyError if the study storage cannot be used."""
 
-    def __init__(self, name: str, plan: SearchPlan, params: dict[str, Any], *, study_storage: str, **surroundings: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        plan: SearchPlan,
+        params: dict[str, Any],
+        *,
+        study_storage: str,
+        grid_options: Sequence[str],
+        **surroundings: Any,
+    ) -> None:
         super().__init__(name, plan, params, **surroundings)
-        self.study_storage = study_storage
+        self.study_storage, self.grid_options = study_storage, grid_options
         self.studies = [ScheduleStudy(spec, self.store, study_storage) for spec in plan.studies]
         self.view: ProgressView | None = None
         self.num_ended = self._count_ended()
@@ -132,12 +143,27 @@ class ScheduleSearch(Sweep):
         transfers = {transfer.id: transfer for study in self.studies for transfer in study.scored()}
         return [(transfer, self.store.read_record(transfer)) for transfer in transfers.values()]
 
+    def _show_next_steps(self, report: SearchReport) -> None:
+        """How the result is used, and where else the studies can be looked at."""
+        lines = []
+        waiting = sum(study.num_waiting for study in self.studies)
+        if waiting:
+            lines.append(f"{waiting} known points were not tried, for there were no trials left; raise --trials")
+        if report.best:
+            command = ["python", "sweeps/size_grid.py", *self.grid_options]
+            command += ["--schedules", f"linear,@{self.report_folder / BEST_FILE}"]
+            lines.append(f"Use it in a grid:  {shlex.join(command)}")
+        dashboard = shlex.join([executable_path("optuna-dashboard"), without_password(self.study_storage)])
+        lines.append(f"Look at the study: {dashboard}  (of the extra: pip install -e '.[dashboard]')")
+        for line in lines:
+            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
+
     def _record_finished(self) -> None:
         """Also those that were stopped early, while MLflow was away or just before this process was killed."""
         super()._record_finished()
         for study in self.studies:
             for transfer, outcome in study.stopped():
-                if not self.runs.is_ended(transfer.id):
+                if not self.runs.is_stopped(transfer.id):
                     self._start_child(transfer)
                     for rung in study.rungs(transfer):
                         if (record := self.store.read_record(rung)) is not None:
@@ -149,14 +175,14 @@ class ScheduleSearch(Sweep):
         self.runs.log_metrics(rung.run_id, {"proxy/fid": record["metrics"]["fid"]}, step=rung.step)
 
     def _report(self) -> int:
-        report = SearchReport(self.studies, self.store, self.report_folder, self.console, self.study_storage)
+        report = SearchReport(self.studies, self.store, self.report_folder, self.console)
         files = report.write()
         self.names = MethodNames([job for job, _ in report.compared], tuned=report.best_ids)
         if report.compared:
             files += self._write_fronts(report.compared)
         self.runs.log_files(files)
         self._show_where(files)
-        report.show_next_steps()
+        self._show_next_steps(report)
         broken = [(study, number, reason) for study in self.studies for number, reason in study.broken.items()]
         for study, number, reason in broken:
             name = study.spec.label if number == NO_TRIAL else f"{study.spec.label} trial {number}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ from rich.table import Table
 from fine_core.retention import RetentionSchedule
 from mlflow_setup.curves import draw_best_schedules
 from mlflow_setup.report import pyplot, write_csv
-from sweeps.errors import without_password
 from sweeps.pareto import Results
 from sweeps.settings import TransferSettings, TunedTransfer, write_tuned
 from sweeps.study import OUTCOME, ScheduleStudy
@@ -29,9 +27,8 @@ BEST_FILE = "best.json"
 class SearchReport:
     """The report of studies as they stand, also of unfinished ones."""
 
-    def __init__(self, studies: list[ScheduleStudy], store: Store, folder: Path, console: Console, study_storage: str) -> None:
-        self.studies, self.store, self.folder = studies, store, folder
-        self.console, self.study_storage = console, study_storage
+    def __init__(self, studies: list[ScheduleStudy], store: Store, folder: Path, console: Console) -> None:
+        self.studies, self.store, self.folder, self.console = studies, store, folder, console
         self.best = [(study, size, trial) for study in studies for size, trial in _best_by_size(study).items()]
 
     @property
@@ -147,19 +144,6 @@ class SearchReport:
 
     def _protocol(self, study: ScheduleStudy) -> str:
         return self.store.read_record(study.scored()[0])["protocol"]
-
-    def show_next_steps(self) -> None:
-        """How the result is used, and where else the studies can be looked at."""
-        lines = []
-        waiting = sum(study.num_waiting for study in self.studies)
-        if waiting:
-            lines.append(f"{waiting} known points were not tried: there were no trials left for them; raise --trials")
-        if self.best:
-            best = shlex.quote(f"@{self.folder / BEST_FILE}")
-            lines.append(f"Use it in a grid:  python sweeps/size_grid.py --schedules linear,{best}")
-        lines.append(f"Look at the study: optuna-dashboard {shlex.quote(without_password(self.study_storage))}")
-        for line in lines:
-            self.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def summary(self) -> dict[str, float]:
         """Metrics of the whole search."""
