@@ -27,6 +27,10 @@ def amount(value: float, unit: str = "") -> str:
     return f"{value:.3g} P{unit}"
 
 
+def counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 
 from sweeps.errors import StoppedSweep, without_password
-from sweeps.monitor import ProgressView
+from sweeps.monitor import ProgressView, counted
 from sweeps.pareto import MethodNames, Results
 from sweeps.search_planning import SearchPlan, trial_core_s
 from sweeps.search_report import BEST_FILE, SearchReport
@@ -68,7 +68,7 @@ class ScheduleSearch(Sweep):
             trial_core_s(study.spec) for study, number in zip(self.source.studies, left, strict=True) for _ in range(number)
         ]
         self.view.costs |= {_trial_key(self.num_ended + i): cost for i, cost in enumerate(costs)}
-        self._run_stage(STAGE, self.source, f"{sum(left)} trials", sum(left))
+        self._run_stage(STAGE, self.source, counted(sum(left), "trial"), sum(left))
 
     def _can_start(self, study: ScheduleStudy) -> bool:
         """Whether the base models and banks that its points may ask for are there; else it fails with their names."""

@@ -20,7 +20,7 @@ from mlflow_setup.tracking import Tracking
 from mlflow_setup.view import save_chart_view
 from sweeps.curves import curve_rows, used_schedules
 from sweeps.ledger import ledger_rows, ledger_totals
-from sweeps.monitor import ProgressView, duration, show_curves, show_front, show_ledger
+from sweeps.monitor import ProgressView, counted, duration, show_curves, show_front, show_ledger
 from sweeps.pareto import Point, Results, by_protocol, points_from, report_rows
 from sweeps.planning import Plan
 from sweeps.running import FixedJobs, JobSource, RunnerSpec, cluster_slots, connect_cluster, run_stage
@@ -104,7 +104,7 @@ class Sweep:
     def _run_stages(self, missing: dict[str, tuple[JobSpec, ...]]) -> None:
         for stage, jobs in missing.items():
             if runnable := self._runnable(jobs):
-                self._run_stage(stage, FixedJobs(runnable), f"{len(runnable)} jobs", len(runnable))
+                self._run_stage(stage, FixedJobs(runnable), counted(len(runnable), "job"), len(runnable))
                 self._show_overhead(stage, runnable)
 
     def _run_stage(self, stage: str, source: JobSource, what: str, total: int) -> None:

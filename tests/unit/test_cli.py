@@ -218,7 +218,8 @@ def test_a_study_of_another_space_is_named_before_anything_starts(tmp_path):
 
 
 def plan_search_of(*arguments: str):
-    return request(schedule_search.make_context("schedule_search", list(arguments)).params).plan
+    with schedule_search.make_context("schedule_search", list(arguments)) as context:
+        return request(context.params).plan
 
 
 def test_a_bad_schedules_file_is_named(tmp_path):

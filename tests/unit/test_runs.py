@@ -95,7 +95,7 @@ def test_reasons_with_brackets_are_shown_as_they_are():
     output = io.StringIO()
     console = Console(file=output, width=200)
     with ProgressView(console, Plan(source=(), base=(trial,)), finished=set()) as view:
-        view.begin_stage("base", 1)
+        view.begin_stage("base", "1 job", 1)
         view.started(trial)
         view.failed(trial, "[/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [rank1]")
     assert "failed: [/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [rank1]" in output.getvalue()
