@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,9 @@ def draw_best_schedules(panels: dict[str, dict[str, Any]], path: Path, *, protoc
         ax.set_xlabel("timestep (0: data, right: noise)")
         ax.set_ylim(-0.05, 1.05)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=1)
+        ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1)
     axes[0][0].set_ylabel("weight over timesteps")
-    figure.suptitle(protocol, fontsize=7)
+    figure.suptitle(textwrap.fill(protocol, 80 * len(panels)), fontsize=7)
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
