@@ -103,3 +103,16 @@ def load_strictly(model: torch.nn.Module, tensors: dict[str, Tensor], path: str 
         model.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit its config: {str(error).splitlines()[-1].strip()}") from error
+
+
+def export_diffusers(model: DiT, folder: str | os.PathLike, **options: Any) -> None:
+    """Write a folder for `DiTPipeline`; see `fine_core.diffusers_format.export_diffusers`."""
+    from fine_core import diffusers_format  # which needs this module
+
+    diffusers_format.export_diffusers(model, folder, **options)
+
+
+if __name__ == "__main__":
+    from fine_core.convert import main
+
+    main()

@@ -36,7 +36,8 @@ class SamplerSpec:
         return self.sampling_steps * (2 if self.guidance_scale > 1 else 1)
 
 
-def _scheduler(spec: SamplerSpec, learn_sigma: bool):
+def make_scheduler(spec: SamplerSpec, learn_sigma: bool):
+    """diffusers' scheduler on DiT's linear schedule."""
     # Imported late: training runs where diffusers is not installed.
     from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
@@ -71,7 +72,7 @@ def sample_images(
     Guidance acts on all channels of the noise (Ho & Salimans, arXiv 2207.12598, equation 6).
     """
     config, device = model.config, labels.device
-    scheduler = _scheduler(spec, config.learn_sigma)
+    scheduler = make_scheduler(spec, config.learn_sigma)
     scheduler.set_timesteps(spec.sampling_steps)
     shape = (len(labels), config.in_channels, config.input_size, config.input_size)
     x = torch.randn(shape, generator=generator, device=device) * scheduler.init_noise_sigma

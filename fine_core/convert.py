@@ -1,0 +1,107 @@
+"""`python -m fine_core.checkpoints import|export`: models between this project, the public DiT code and diffusers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from fine_core.checkpoints import METADATA_KEY, CheckpointError, load_model, save_model
+from fine_core.diffusers_format import export_diffusers, load_diffusers
+from fine_core.dit import DIT_SIZES, DiT, DiTConfig, count_macs, count_parameters
+from fine_core.ledger import file_bytes
+from fine_core.public_checkpoints import export_state_dict, load_public
+
+
+def open_any(path: Path, *, num_heads: int | None = None) -> tuple[DiT, str]:
+    """A model of any known format, and which it was: ours, a diffusers folder, or a public checkpoint.
+
+    Raises CheckpointError.
+    """
+    if not path.exists():
+        raise CheckpointError(f"no such file or folder: {path}")
+    if path.is_dir():
+        return load_diffusers(path), "diffusers folder"
+    if path.suffix == ".safetensors" and _is_ours(path):
+        return load_model(path), "fine-sweeps checkpoint"
+    return load_public(path, num_heads=num_heads), "public checkpoint"
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except SafetensorError:
+        return False  # damaged: said by whoever reads it
+
+
+def describe(config: DiTConfig) -> str:
+    """The architecture in one line."""
+    size = config.size
+    names = [name for name, known in DIT_SIZES.items() if (known.size, known.patch_size) == (size, config.patch_size)]
+    return (
+        f"{names[0] if names else 'DiT'}: depth {size.depth}, width {size.width}, {size.num_heads} heads, patch "
+        f"{config.patch_size}, {config.in_channels} x {config.input_size} x {config.input_size}, {config.num_classes} classes, "
+        f"{'learned' if config.learn_sigma else 'fixed'} variance; {count_parameters(config):,} parameters, "
+        f"{count_macs(config) / 1e9:.4g} GMAC"
+    )
+
+
+def _import(options: argparse.Namespace) -> None:
+    out = options.out or Path(f"{options.path.stem}-imported.safetensors")
+    if out.exists():
+        raise CheckpointError(f"{out} exists already; name another file with --out")
+    model, kind = open_any(options.path, num_heads=options.num_heads)
+    save_model(model, out)
+    print(f"{options.path}: {kind}\n{describe(model.config)}\nwritten to {out} ({file_bytes(out):,} bytes)")
+
+
+def _export(options: argparse.Namespace) -> None:
+    if options.out.exists():
+        raise CheckpointError(f"{options.out} exists already; name another")
+    model, _ = open_any(options.path, num_heads=options.num_heads)
+    if options.out.suffix in (".pt", ".safetensors"):
+        if options.vae or options.plain:
+            raise CheckpointError("--vae and --plain are for diffusers folders; leave them out, or name a folder")
+        export_state_dict(model, options.out)
+    else:
+        export_diffusers(model, options.out, vae=_load_vae(options.vae), plain=options.plain)
+    print(f"{describe(model.config)}\nwritten to {options.out} ({file_bytes(options.out):,} bytes)")
+
+
+def _load_vae(folder: Path | None):
+    if folder is None:
+        return None
+    from diffusers import AutoencoderKL
+
+    try:
+        return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} is no readable AutoencoderKL: {str(error).splitlines()[0]}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Ends the process with exit code 2 and one line where a model cannot be read or written."""
+    parser = argparse.ArgumentParser(prog="python -m fine_core.checkpoints", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="import|export")
+    importing = commands.add_parser("import", help="a public .pt, a diffusers folder or our own file, to our format")
+    importing.add_argument("path", type=Path)
+    importing.add_argument("--out", type=Path, help="file to write [default: NAME-imported.safetensors here]")
+    importing.set_defaults(run=_import)
+    exporting = commands.add_parser("export", help="to a diffusers folder, or to a flat state dict (.pt or .safetensors)")
+    exporting.add_argument("path", type=Path)
+    exporting.add_argument("out", type=Path, help="folder, or file that ends in .pt or .safetensors")
+    exporting.add_argument("--vae", type=Path, help="diffusers folder of the AutoencoderKL of a model of latents")
+    exporting.add_argument("--plain", action="store_true", help="diffusers' own timestep features: outputs deviate")
+    exporting.set_defaults(run=_export)
+    for command in (importing, exporting):
+        command.add_argument("--num-heads", type=int, help="of a public checkpoint of an unpublished size")
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
