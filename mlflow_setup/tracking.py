@@ -60,6 +60,8 @@ def open_tracking(uri: str, experiment: str, data_folder: Path) -> Tracking:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # set by its import: it would tell of every table that it creates
+
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)

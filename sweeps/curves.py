@@ -1,4 +1,5 @@
-"""Rows of what is drawn as a curve: retention schedules over the timesteps, FID over the share of replaced steps."""
+"""Rows of what is reported beside the points: schedules over the timesteps, FID over the share of replaced steps, and the
+errors of a decomposition."""
 
 from __future__ import annotations
 
@@ -8,14 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from fine_core.factorized import BLOCK_MATRICES
 from sweeps.pareto import MethodNames, standard_error
-from trainables.spec import CurveSpec, TransferSpec
+from trainables.spec import CurveSpec, DecomposedLearngeneSpec, TransferSpec
 
 
 def used_schedules(transfers: Sequence[TransferSpec]) -> dict[str, dict[str, list[float]]]:
     """psi and xi over all timesteps of every schedule that a plan uses."""
     schedules = {str(job.rehearsal.schedule): job.rehearsal.schedule for job in transfers if job.rehearsal is not None}
     return {name: {"psi": s.psi().tolist(), "xi": s.xi().tolist()} for name, s in schedules.items()}
+
+
+def decomposition_rows(job: DecomposedLearngeneSpec, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per matrix type: its relative error after the joint SVD and after alternating least squares."""
+    errors = {m: {step: record["metrics"][f"error/{m}/{step}"] for step in ("joint_svd", "als")} for m in BLOCK_MATRICES}
+    return [{"matrix": matrix, "rank": job.rank, **values} for matrix, values in errors.items()]
 
 
 def curve_rows(results: Sequence[tuple[CurveSpec, dict[str, Any]]], names: MethodNames) -> list[dict[str, Any]]:

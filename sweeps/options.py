@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ import click
 from filelock import FileLock
 from rich.console import Console
 
+from fine_core.convert import describe, open_any
 from fine_core.data import DATASETS
+from fine_core.dit import DiT
 from fine_core.learngene import SIGMA_INITS, WIDTH_MODES
 from fine_core.sampling import SAMPLERS, SamplerSpec
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
@@ -27,6 +30,7 @@ from sweeps.running import RUNNERS, RunnerSpec, num_cpus
 from sweeps.settings import read_tuned
 from sweeps.transfer_planning import TransferGridSpec
 from trainables.initializations import INITIALIZATIONS
+from trainables.jobs import publish_source, source_spec
 from trainables.methods import TRANSFER_METHODS
 from trainables.spec import WEIGHTINGS
 from trainables.store import Store
@@ -101,6 +105,12 @@ _OPTIONS = [
     ),
     click.option("--source-steps", type=int, help="FINE: steps that pre-train the learngene."),
     click.option("--rank-ratio", type=float, help="FINE: rank of the factors over the learngene's width."),
+    click.option(
+        "--source", help="A model to decompose for FINE: public .pt, diffusers folder, .safetensors.  [default: none]"
+    ),
+    click.option("--source-num-heads", type=int, help="Heads of a public checkpoint of an unpublished size."),
+    click.option("--als-sweeps", type=int, help="--source: sweeps of alternating least squares of the decomposition."),
+    click.option("--teacher-weight", type=float, help="--source: weight of its outputs while the learngene is trained."),
     click.option("--num-samples", type=int, help="Images drawn to score a point."),
     click.option("--sampler", type=click.Choice(SAMPLERS), help="How they are drawn."),
     click.option("--sampling-steps", type=int, help="Denoising steps of an image."),
@@ -161,9 +171,26 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
         sampling_steps=options["sampling_steps"],
         guidance_scale=options["guidance_scale"],
     )
-    own = {field.name for field in fields(GridSpec)} - {"sampler", "transfer"}
-    grid = GridSpec(sampler=sampler, **{name: options[name] for name in own})
+    own = {field.name for field in fields(GridSpec)} - {"sampler", "transfer", "source"}
+    model = imported_model(options)
+    source = None if model is None else source_spec(model)
+    changes = {} if model is None else {"head_dim": model.config.size.head_dim}  # heads keep their size at all widths
+    grid = GridSpec(sampler=sampler, source=source, **{name: options[name] for name in own} | changes)
     return replace(grid, transfer=_transfer_from(options))
+
+
+def imported_model(options: dict[str, Any]) -> DiT | None:
+    """The model of --source. Raises ValueError if it cannot be read."""
+    if options["source"] is None:
+        return None
+    return _read_model(Path(options["source"]).expanduser(), options["source_num_heads"])
+
+
+@lru_cache(maxsize=1)
+def _read_model(path: Path, num_heads: int | None) -> DiT:
+    model, kind = open_any(path, num_heads=num_heads)
+    click.echo(f"source: {kind}, {describe(model.config)}")
+    return model
 
 
 def _transfer_from(options: dict[str, Any]) -> TransferGridSpec | None:
@@ -260,6 +287,8 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
         data_folder.mkdir(parents=True, exist_ok=True)
         with FileLock(data_folder / ".databases.lock"):  # sweeps that create a fresh database together all fail
             tracking = open_tracking(tracking_uri, name, data_folder)
+            if asked.grid.source is not None:
+                publish_source(asked.grid.source, imported_model(options), store)
             sweep = asked.sweep(name, store=store, tracking=tracking, runner=runner, data_folder=data_folder, console=console)
     except ValueError as error:
         click.echo(f"error: {error}", err=True)

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 
 from fine_core.checkpoints import config_to_json, predicted_file_bytes
+from fine_core.data import dataset_info
 from fine_core.dit import DiT, DiTConfig, ModelSize, count_macs, count_parameters
 from fine_core.evaluation import EvaluationSpec
 from fine_core.sampling import SamplerSpec
@@ -25,12 +26,14 @@ from trainables.methods import transfer_method
 from trainables.spec import (
     BankSpec,
     CurveSpec,
+    DecomposedLearngeneSpec,
     ExtractorSpec,
     FineSpec,
     JobSpec,
     LearngeneSpec,
     RungSpec,
     ScratchSpec,
+    SourceSpec,
     TrainingJobSpec,
     TrainingSpec,
     TransferSpec,
@@ -51,7 +54,8 @@ EXTRACTOR_S = 5.0
 class GridSpec:
     """A size grid: every method at every depth x width, once per seed, and what is done to each of these base models.
 
-    `rank_ratio` is the factors' rank over the width; `transfer` is None without a transfer stage.
+    `rank_ratio` is the factors' rank over the width; `transfer` is None without a transfer stage. `source` is a given model
+    that FINE's learngene is decomposed from and all points take their shape from, but for depth and width.
     """
 
     dataset: str
@@ -75,6 +79,9 @@ class GridSpec:
     num_samples: int
     sampler: SamplerSpec
     transfer: TransferGridSpec | None = None
+    source: SourceSpec | None = None
+    als_sweeps: int
+    teacher_weight: float
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "methods", "seeds"):
@@ -83,8 +90,29 @@ class GridSpec:
         check(self.rank_ratio > 0, f"rank_ratio is {self.rank_ratio}; it must be positive")
         check(self.sigma_lr > 0, f"sigma_lr is {self.sigma_lr}; it must be positive")
         check(all(seed >= 0 for seed in self.seeds), "seeds must be 0 or more")
+        if self.source is not None:
+            self._check_source(self.source.model)
         for method in self.methods:
             check(method in INITIALIZATIONS, f"unknown method {method!r}; choose from {', '.join(INITIALIZATIONS)}")
+
+    def _check_source(self, model: DiTConfig) -> None:
+        info = dataset_info(self.dataset)
+        fits = (info.channels, info.image_size) == (model.in_channels, model.input_size)
+        check(
+            fits and info.num_classes <= model.num_classes,
+            f"the source takes images of {model.in_channels} x {model.input_size} x {model.input_size} and {model.num_classes} "
+            f"classes, {self.dataset!r} has {info.channels} x {info.image_size} x {info.image_size} and {info.num_classes}; "
+            "name another --dataset",
+        )
+
+    def _model(self, size: ModelSize) -> DiTConfig:
+        if self.source is None:
+            return model_config(self.dataset, size, patch_size=self.patch_size)
+        check(
+            size.width <= self.source.model.size.width,
+            f"width {size.width} is wider than the source's {self.source.model.size.width}; name a smaller one",
+        )
+        return replace(self.source.model, size=size)
 
     def size(self, depth: int, width: int) -> ModelSize:
         multiple = max(1, round(width / self.head_dim)) * self.head_dim
@@ -101,16 +129,30 @@ class GridSpec:
 
     @property
     def learngene(self) -> LearngeneSpec:
-        """The source of every FINE trial: as deep and wide as the grid's largest model."""
-        width = max(self.widths)
-        nested = tuple(sorted(set(self.widths) - {width})) if self.width_mode == "nested" else ()
-        return LearngeneSpec(
-            dataset=self.dataset,
-            model=model_config(self.dataset, self.size(max(self.depths), width), patch_size=self.patch_size),
-            rank=max(1, round(self.rank_ratio * width)),
-            nested_widths=nested,
-            training=self._training(self.source_steps),
+        """The source of every FINE trial: as deep and wide as the grid's largest model, or as the given one."""
+        size = self.size(max(self.depths), max(self.widths)) if self.source is None else self.source.model.size
+        nested = tuple(sorted(set(self.widths) - {size.width})) if self.width_mode == "nested" else ()
+        common = {
+            "dataset": self.dataset,
+            "model": self._model(size),
+            "rank": max(1, round(self.rank_ratio * size.width)),
+            "nested_widths": nested,
+            "training": self._training(self.source_steps),
+        }
+        if self.source is None:
+            return LearngeneSpec(**common)
+        return DecomposedLearngeneSpec(
+            **common,
+            source=self.source,
+            als_sweeps=self.als_sweeps,
+            teacher_weight=self.teacher_weight,
+            evaluation=self._evaluation,
+            extractor=ExtractorSpec(dataset=self.dataset),
         )
+
+    @property
+    def _evaluation(self) -> EvaluationSpec:
+        return EvaluationSpec(num_samples=self.num_samples, sampler=self.sampler)
 
     def initialization(self, method: str) -> FineSpec | ScratchSpec:
         if method == "scratch":
@@ -130,10 +172,10 @@ class GridSpec:
             initialization = replace(initialization, sigma_steps=sigma_steps)
         return TrialSpec(
             initialization=initialization,
-            model=model_config(self.dataset, self.size(depth, width), patch_size=self.patch_size),
+            model=self._model(self.size(depth, width)),
             dataset=self.dataset,
             training=self._training(self.steps),
-            evaluation=EvaluationSpec(num_samples=self.num_samples, sampler=self.sampler),
+            evaluation=self._evaluation,
             extractor=ExtractorSpec(dataset=self.dataset),
             seed=seed,
         )
@@ -143,11 +185,13 @@ class GridSpec:
 class Plan:
     """The jobs of a sweep by stage; each stage needs only what those before it make.
 
-    `source`: artifacts that base models share; `base`: base models; `bank`: what they remember; `transfer`: base models
-    taken to the target; `curve`: chain-of-forgetting curves of transfers.
+    `source`: artifacts that base models share; `decompose`: the learngene of a given model, which they score; `base`: base
+    models; `bank`: what they remember; `transfer`: base models taken to the target; `curve`: chain-of-forgetting curves of
+    transfers.
     """
 
     source: tuple[JobSpec, ...]
+    decompose: tuple[DecomposedLearngeneSpec, ...] = ()
     base: tuple[TrialSpec, ...]
     bank: tuple[BankSpec, ...] = ()
     transfer: tuple[TransferSpec, ...] = ()
@@ -173,7 +217,8 @@ class Plan:
     @property
     def stages(self) -> dict[str, tuple[JobSpec, ...]]:
         """The stages that have jobs, in order."""
-        stages = {"source": self.source, "base": self.base, "bank": self.bank, "transfer": self.transfer, "curve": self.curve}
+        names = ("source", "decompose", "base", "bank", "transfer", "curve")
+        stages = {name: getattr(self, name) for name in names}
         return {name: jobs for name, jobs in stages.items() if jobs}
 
     @property
@@ -221,8 +266,11 @@ def plan_jobs(
     base, transfer, curve = _unique(bases), _unique(transfers), _unique(curves)
     bank = _unique(job.bank for job in transfer if job.bank is not None)
     needs = {need.id: need for job in (*base, *transfer) for need in job.needs}
-    source = tuple(need for need in needs.values() if isinstance(need, ExtractorSpec | LearngeneSpec))
-    return Plan(source=source, base=base, bank=bank, transfer=transfer, curve=curve, tuned=frozenset(tuned))
+    decompose = tuple(need for need in needs.values() if isinstance(need, DecomposedLearngeneSpec))
+    source = tuple(n for n in needs.values() if isinstance(n, ExtractorSpec | LearngeneSpec) and n not in decompose)
+    return Plan(
+        source=source, decompose=decompose, base=base, bank=bank, transfer=transfer, curve=curve, tuned=frozenset(tuned)
+    )
 
 
 def _unique(jobs: Iterable[Job]) -> tuple[Job, ...]:
@@ -272,6 +320,8 @@ def _sampled_images(job: JobSpec) -> list[tuple[int, SamplerSpec, int]]:
     match job:
         case TrialSpec():
             scored = [job.evaluation] * 2  # with labels, and under the null label
+        case DecomposedLearngeneSpec():
+            scored = [job.evaluation] * 3  # the given model, decomposed, and trained under the constraint
         case RungSpec():
             scored = [job.evaluation]
         case TransferSpec():

@@ -27,6 +27,8 @@ class Preset:
     width_mode: str = "nested"
     source_steps: int
     rank_ratio: float = 1.0
+    als_sweeps: int = 50
+    teacher_weight: float = 0.0
     num_samples: int
     sampler: str = "dpm-solver++"
     sampling_steps: int

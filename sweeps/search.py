@@ -72,8 +72,9 @@ class ScheduleSearch(Sweep):
 
     def _can_start(self, study: ScheduleStudy) -> bool:
         """Whether the base models and banks that its points may ask for are there; else it fails with their names."""
-        for job in (*self.plan.source, *self.plan.base, *self.plan.bank):
-            if job.id in self.reasons and (job in self.plan.source or job.model.size.name in study.spec.sizes):
+        shared = (*self.plan.source, *self.plan.decompose)
+        for job in (*shared, *self.plan.base, *self.plan.bank):
+            if job.id in self.reasons and (job in shared or job.model.size.name in study.spec.sizes):
                 study.broken[NO_TRIAL] = f"needs the {self._label(job)}, which failed: {self.reasons[job.id]}"
                 return False
         return True

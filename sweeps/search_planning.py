@@ -103,7 +103,8 @@ def plan_search(grid: GridSpec, search: SearchSpec) -> SearchPlan:
     transfers = [study.transfer(point) for study in studies for point in _points_of_all_bases(study)]
     before = plan_jobs([transfer.base for transfer in transfers], transfers)
     excluded = tuple(name for name in sizes if name not in allowed)
-    return SearchPlan(source=before.source, base=before.base, bank=before.bank, studies=studies, excluded=excluded)
+    first = {stage: getattr(before, stage) for stage in ("source", "decompose", "base", "bank")}
+    return SearchPlan(**first, studies=studies, excluded=excluded)
 
 
 def _chosen_sizes(grid: GridSpec, names: Sequence[str]) -> dict[str, tuple[int, int]]:

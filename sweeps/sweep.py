@@ -18,9 +18,9 @@ from mlflow_setup.report import draw_front, interactive_front, write_csv
 from mlflow_setup.runs import SweepRuns
 from mlflow_setup.tracking import Tracking
 from mlflow_setup.view import save_chart_view
-from sweeps.curves import curve_rows, used_schedules
+from sweeps.curves import curve_rows, decomposition_rows, used_schedules
 from sweeps.ledger import ledger_rows, ledger_totals
-from sweeps.monitor import ProgressView, counted, duration, show_curves, show_front, show_ledger
+from sweeps.monitor import ProgressView, counted, duration, show_curves, show_decomposition, show_front, show_ledger
 from sweeps.pareto import Point, Results, by_protocol, points_from, report_rows
 from sweeps.planning import Plan
 from sweeps.running import FixedJobs, JobSource, RunnerSpec, cluster_slots, connect_cluster, run_stage
@@ -220,6 +220,11 @@ class Sweep:
             show_curves(self.console, curves)
             files.append(write_csv(curves, self.report_folder / "forgetting.csv"))
             files.append(draw_curves(curves, self.report_folder / "forgetting.png"))
+        decomposed = [(job, record) for job in self.plan.decompose if (record := self.store.read_record(job))]
+        for job, record in decomposed:
+            rows = decomposition_rows(job, record)
+            show_decomposition(self.console, rows, record["metrics"], record["protocol"])
+            files.append(write_csv(rows, self.report_folder / "decomposition.csv"))
         ledger = ledger_rows(results, self.store, self.names)
         files.append(write_csv(ledger, self.report_folder / "ledger.csv"))
         show_ledger(self.console, ledger_totals(ledger))

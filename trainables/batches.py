@@ -6,7 +6,7 @@ of workers, sees the same data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -113,6 +113,23 @@ class DenoisingBatches:
             noise=torch.randn((self.batch_size, *self.data.images.shape[1:]), generator=generator, device=self.device),
             weights=self.weights[t] / self.batch_size,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaughtBatches:
+    """Batches of which the first half follows a teacher's outputs, at `teacher_weight` times the weight of the other half."""
+
+    denoising: DenoisingBatches
+    teacher: nn.Module
+    teacher_weight: float
+
+    def batch(self, step: int) -> Batch:
+        batch = self.denoising.batch(step)
+        size = len(batch.t)
+        taught = torch.arange(size, device=batch.t.device) < size // 2
+        number = taught.sum()
+        weights = torch.where(taught, self.teacher_weight / number.clamp_min(1), 1.0 / (size - number))
+        return replace(batch, taught=taught, weights=weights.float())
 
 
 @dataclass(kw_only=True)

@@ -13,14 +13,16 @@ from torch import nn
 
 from fine_core.checkpoints import save_model
 from fine_core.data import dataset_info, load_dataset
-from fine_core.dit import count_macs, count_parameters
+from fine_core.dit import DiT, count_macs, count_parameters
 from fine_core.extractor import extract_features, save_extractor, train_extractor
 from fine_core.learngene import Learngene
+from fine_core.ledger import sha256_of
 from fine_core.sampling import to_uint8
 from trainables.bank import run_bank
 from trainables.batches import DenoisingBatches
 from trainables.context import RunContext
 from trainables.curve import run_curve
+from trainables.decomposition import run_decomposition
 from trainables.files import EXTRACTOR_FILE, FEATURES_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
 from trainables.initializations import recipe_for
 from trainables.initializations.fine import LearngeneRecipe
@@ -30,11 +32,13 @@ from trainables.scoring import save_grid, score_model, score_source
 from trainables.spec import (
     BankSpec,
     CurveSpec,
+    DecomposedLearngeneSpec,
     ExtractorSpec,
     FineSpec,
     JobSpec,
     LearngeneSpec,
     RungSpec,
+    SourceSpec,
     TransferSpec,
     TrialSpec,
 )
@@ -53,6 +57,8 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
         match job:
             case ExtractorSpec():
                 record = _run_extractor(job, Path(folder))
+            case DecomposedLearngeneSpec():
+                record = run_decomposition(job, Path(folder), store, run, checkpoint_every_steps)
             case LearngeneSpec():
                 record = _run_learngene(job, Path(folder), run, checkpoint_every_steps)
             case TrialSpec():
@@ -76,6 +82,23 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
             }
             store.publish(job, Path(folder), {**common, **record})
     run.report({"published": True}, None)
+
+
+def source_spec(model: DiT) -> SourceSpec:
+    """What a model that was brought along is known by: equal weights are the same source, whatever file they came in."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder) / MODEL_FILE)
+        return SourceSpec(sha256=sha256_of(Path(folder) / MODEL_FILE), model=model.config)
+
+
+def publish_source(job: SourceSpec, model: DiT, store: Store) -> None:
+    """Put a model that was brought along into the store, unless it is there."""
+    if store.read_record(job) is not None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder) / MODEL_FILE)
+        common = {"id": job.id, "kind": job.kind, "label": job.label, "spec": asdict(job), "provenance": provenance()}
+        store.publish(job, Path(folder), {**common, "metrics": {}})
 
 
 def _run_extractor(job: ExtractorSpec, folder: Path) -> dict[str, Any]:

@@ -107,6 +107,42 @@ class LearngeneSpec(TrainingJobSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceSpec(JobSpec):
+    """A model that was brought along, known by the hash of its weights. The sweep's process puts it into the store."""
+
+    kind: ClassVar[str] = "source"
+    label: ClassVar[str] = "imported model"
+    total_steps: ClassVar[int] = 0
+    sha256: str
+    model: DiTConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecomposedLearngeneSpec(LearngeneSpec):
+    """A learngene decomposed from a given model (FINE, first version), then trained under the constraint.
+
+    `teacher_weight`: half of every batch follows the given model's outputs, at so many times the weight of the other half,
+    which is denoised; 0 denoises all. Scored before and after the training.
+    """
+
+    label: ClassVar[str] = "learngene of the imported model"
+    source: SourceSpec
+    als_sweeps: int
+    teacher_weight: float
+    evaluation: EvaluationSpec
+    extractor: ExtractorSpec
+
+    def __post_init__(self) -> None:
+        check(self.teacher_weight >= 0, f"teacher_weight is {self.teacher_weight}; it must be 0 or more")
+        check(self.als_sweeps >= 0, f"als_sweeps is {self.als_sweeps}; it must be 0 or more")
+        check(self.rank >= 1, f"rank is {self.rank}; it must be at least 1")
+
+    @property
+    def needs(self) -> tuple[JobSpec, ...]:
+        return (self.extractor, self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScratchSpec:
     """Start from DiT's own initialization."""
 

@@ -44,15 +44,17 @@ class FineRecipe:
 
 
 class LearngeneRecipe:
-    """FINE phase 1: a model trained from scratch under the constraint, at a width drawn for every step."""
+    """FINE phase 1: a model trained under the constraint, at a width drawn for every step; from scratch, or from `start`."""
 
-    def __init__(self, spec: LearngeneSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: LearngeneSpec, start: FactorizedDiT | None = None) -> None:
+        self.spec, self.start = spec, start
         self.phases = (Phase(name="learngene", steps=spec.training.steps, lr=spec.training.lr),)
         self.widths = sorted({spec.model.size.width, *spec.nested_widths})
         self.skips_parameters = len(self.widths) > 1
 
     def model_for(self, phase: int, previous: nn.Module | None) -> FactorizedDiT:
+        if self.start is not None:
+            return self.start
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(self.spec.seed, "init"))
             return FactorizedDiT(self.spec.model, rank=self.spec.rank, nested_widths=self.spec.nested_widths)

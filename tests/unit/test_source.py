@@ -1,0 +1,155 @@
+"""A grid from a given model: what it is known by, its decomposition as a job, and the plan of its points."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from fine_core.checkpoints import load_model, save_model
+from fine_core.factorized import BLOCK_MATRICES
+from fine_core.learngene import Learngene
+from fine_core.public_checkpoints import export_state_dict
+from sweeps.options import preset_grid
+from sweeps.planning import plan_grid
+from sweeps.size_grid import main
+from tests.tiny import DyingContext, Killed, random_dit, tiny_config, tiny_trial
+from trainables.batches import DenoisingBatches, TaughtBatches
+from trainables.context import LocalContext
+from trainables.files import LEARNGENE_FILE, MODEL_FILE
+from trainables.jobs import publish_source, run_job, source_spec
+from trainables.spec import DecomposedLearngeneSpec, ExtractorSpec, TrainingSpec
+from trainables.store import Store
+
+
+def decomposition(source, **changes) -> DecomposedLearngeneSpec:
+    spec = {
+        "dataset": "digits",
+        "model": source.model,
+        "rank": 16,
+        "nested_widths": (8,),
+        "training": TrainingSpec(steps=6, batch_size=16),
+        "source": source,
+        "als_sweeps": 20,
+        "teacher_weight": 0.5,
+        "evaluation": tiny_trial().evaluation,
+        "extractor": ExtractorSpec(dataset="digits"),
+    }
+    return DecomposedLearngeneSpec(**{**spec, **changes})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    """A store with an extractor and an imported model."""
+    store = Store(tmp_path_factory.mktemp("store"))
+    run_job(ExtractorSpec(dataset="digits"), store.location, LocalContext("unused"), checkpoint_every_steps=4)
+    model = random_dit(depth=3)
+    publish_source(source_spec(model), model, store)
+    return store
+
+
+def test_a_source_is_known_by_its_weights(store, tmp_path):
+    model = random_dit(depth=3)
+    job = source_spec(model)
+    assert load_model(store.fetch(job, MODEL_FILE), expect=job.model).config == model.config
+    assert source_spec(random_dit(depth=3)).id == job.id
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.weight[0, 0] += 1
+    assert source_spec(model).id != job.id
+
+
+def test_a_decomposition_is_scored_on_its_way_and_resumes_bit_for_bit(store, tmp_path):
+    job = decomposition(source_spec(random_dit(depth=3)))
+    whole, killed = Store(tmp_path / "whole"), Store(tmp_path / "killed")
+    for copy in (whole, killed):
+        model = random_dit(depth=3)
+        publish_source(job.source, model, copy)
+        run_job(job.extractor, copy.location, LocalContext("unused"), checkpoint_every_steps=4)
+    run_job(job, whole.location, LocalContext(tmp_path / "a"), checkpoint_every_steps=2)
+    with pytest.raises(Killed):
+        run_job(job, killed.location, DyingContext(tmp_path / "b", after_reports=2), checkpoint_every_steps=2)
+    run_job(job, killed.location, LocalContext(tmp_path / "b"), checkpoint_every_steps=2)
+    assert whole.fetch(job, LEARNGENE_FILE).read_bytes() == killed.fetch(job, LEARNGENE_FILE).read_bytes()
+    metrics = whole.read_record(job)["metrics"]
+    assert {"fid/source", "fid/decomposed", "fid/trained"} <= set(metrics)
+    for matrix in BLOCK_MATRICES:
+        assert 0 < metrics[f"error/{matrix}/als"] < metrics[f"error/{matrix}/joint_svd"] <= 1.5
+    learngene = Learngene.load(whole.fetch(job, LEARNGENE_FILE))
+    assert set(learngene.sigma) == {16, 8} and learngene.assemble(replace(job.model.size, depth=5)).config.size.depth == 5
+
+
+def test_without_steps_the_learngene_is_the_decomposition(store):
+    job = decomposition(source_spec(random_dit(depth=3)), training=TrainingSpec(steps=0, batch_size=16), nested_widths=())
+    run_job(job, store.location, LocalContext("unused"), checkpoint_every_steps=2)
+    metrics = store.read_record(job)["metrics"]
+    assert metrics["fid/trained"] == metrics["fid/decomposed"] and metrics["train_s"] == 0
+
+
+def test_the_taught_half_follows_the_teacher_at_its_weight():
+    from fine_core.data import load_dataset
+
+    training = TrainingSpec(steps=1, batch_size=10)
+    denoising = DenoisingBatches(load_dataset("digits", "train"), training, null_label=10, seed=0, device=torch.device("cpu"))
+    batch = TaughtBatches(denoising=denoising, teacher=random_dit(), teacher_weight=3.0).batch(0)
+    assert batch.taught.tolist() == [True] * 5 + [False] * 5
+    assert batch.weights[batch.taught].sum().item() == pytest.approx(3.0)
+    assert batch.weights[~batch.taught].sum().item() == pytest.approx(1.0)
+    assert torch.equal(batch.images, denoising.batch(0).images)
+
+
+def grid(**changes):
+    source = source_spec(random_dit(depth=3, width=32))
+    return replace(preset_grid("demo"), source=source, head_dim=8, depths=(2, 5), widths=(16, 32), transfer=None, **changes)
+
+
+def test_a_grid_from_a_source_decomposes_it_once_and_takes_its_shape():
+    plan = plan_grid(grid())
+    (learngene,) = plan.decompose
+    assert learngene.model == learngene.source.model and learngene.nested_widths == (16,) and learngene.rank == 32
+    assert [job.kind for job in plan.source] == ["extractor"] and list(plan.stages) == ["source", "decompose", "base"]
+    assert {job.size.depth for job in plan.base} == {2, 5}
+    assert all(replace(job.model, size=learngene.model.size) == learngene.model for job in plan.base)
+    assert plan.sweep_id != plan_grid(grid(als_sweeps=3)).sweep_id
+    with pytest.raises(ValueError, match="width 64 is wider than the source's 32"):
+        plan_grid(replace(grid(), widths=(64,)))
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_the_same_weights_in_any_file_are_the_same_sweep(tmp_path):
+    model = random_dit(depth=3)
+    save_model(model, tmp_path / "ours.safetensors")
+    export_state_dict(model, tmp_path / "flat.pt")
+    options = ["--depths", "2", "--widths", "16", "--dry-run", "--storage-path", str(tmp_path / "store")]
+    outputs = [
+        invoke("--source", str(tmp_path / name), *more, *options)
+        for name, more in (("ours.safetensors", []), ("flat.pt", ["--source-num-heads", "2"]))
+    ]
+    assert all(result.exit_code == 0 for result in outputs), outputs[1].output
+    first, second = (result.output[result.output.index("Plan of") :] for result in outputs)
+    assert first == second and "learngene of the imported model" in first
+    assert "depth 3, width 16, 2 heads" in outputs[0].output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "nowhere.pt"], "no such file or folder: nowhere.pt"),
+        (["--source", "{flat}"], "no published DiT has depth 3 and width 16; say its number of heads"),
+        (["--source", "{ours}", "--dataset", "shapes"], "the source takes images of 1 x 8 x 8 and 10 classes, 'shapes' has 3"),
+        (["--source", "{ours}", "--widths", "48"], "width 48 is wider than the source's 16"),
+        (["--source", "{ours}", "--widths", "16", "--teacher-weight", "-1"], "teacher_weight is -1.0; it must be 0 or more"),
+        (["--source", "{ours}", "--widths", "16", "--als-sweeps", "-1"], "als_sweeps is -1; it must be 0 or more"),
+    ],
+)
+def test_a_bad_source_is_one_line(arguments, message, tmp_path):
+    assert tiny_config(depth=3).size.num_heads == 2
+    model = random_dit(depth=3)
+    save_model(model, tmp_path / "ours.safetensors")
+    export_state_dict(model, tmp_path / "flat.pt")
+    paths = {"ours": tmp_path / "ours.safetensors", "flat": tmp_path / "flat.pt"}
+    result = invoke(*(part.format(**paths) for part in arguments), "--storage-path", str(tmp_path / "store"))
+    errors = [line for line in result.output.splitlines() if line.startswith("error")]
+    assert result.exit_code == 2 and len(errors) == 1 and message in errors[0], result.output
