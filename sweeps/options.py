@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Collection
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 LOG_WIDTH = 130
 DEFAULT_DATA_FOLDER = Path("~/fine-sweeps-data")
 NO_TRANSFER = "none"
+BYTE_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 
 
 def integers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
@@ -54,6 +56,16 @@ def integers(context: click.Context, parameter: click.Parameter, value: str | No
 
 def names(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     return None if value is None else tuple(dict.fromkeys(part.strip() for part in value.split(",")))
+
+
+def byte_count(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A number of bytes such as 500000, 500kB or 30MB."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())
+    if match is None or match[2] not in BYTE_UNITS:
+        raise click.BadParameter(f"{value!r} is not a number of bytes such as 500000, 500kB or 30MB")
+    return round(float(match[1]) * BYTE_UNITS[match[2]])
 
 
 def _preset_defaults(context: click.Context, parameter: click.Parameter, value: str) -> str:

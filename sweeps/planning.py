@@ -286,7 +286,7 @@ def _sigma_suffix(job: JobSpec) -> str:
 def predicted_serve_bytes(point: TrialSpec | TransferSpec) -> int:
     """Bytes of the file that a point stores: all weights, or what a transfer trains."""
     if isinstance(point, TrialSpec):
-        return predicted_file_bytes(_model_shapes(point.model), kind="dit", config=config_to_json(point.model))
+        return predicted_file_bytes(model_shapes(point.model), kind="dit", config=config_to_json(point.model))
     return predicted_file_bytes(_delta_shapes(point), kind="delta", config=point.delta_config)
 
 
@@ -295,7 +295,7 @@ def predicted_served_parameters(point: TransferSpec) -> int:
     number = count_parameters(point.model)
     if transfer_method(point.method).mergeable:
         return number
-    own = _model_shapes(point.model)
+    own = model_shapes(point.model)
     return number + sum(math.prod(shape) for name, shape in _delta_shapes(point).items() if name not in own)
 
 
@@ -305,7 +305,7 @@ def _delta_shapes(point: TransferSpec) -> dict[str, tuple[int, ...]]:
 
 
 @lru_cache(maxsize=1024)
-def _model_shapes(model: DiTConfig) -> dict[str, tuple[int, ...]]:
+def model_shapes(model: DiTConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in DiT(model).state_dict().items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from rich.console import Console
 
 from fine_core.retention import RetentionSchedule
 from fine_core.sampling import SAMPLERS as IMAGE_SAMPLERS
-from sweeps.options import OneLineErrors, Request, grid_from, grid_options, names, run_sweep, runner_from
+from sweeps.options import OneLineErrors, Request, byte_count, grid_from, grid_options, names, run_sweep, runner_from
 from sweeps.search_planning import SearchPlan, SearchSpec, plan_search
 from sweeps.search_space import PARAMETERS
 from sweeps.search_view import show_search
@@ -23,18 +22,7 @@ from trainables.methods import TRANSFER_METHODS
 if TYPE_CHECKING:
     from sweeps.search import ScheduleSearch
 
-BYTE_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 REPLACED = ("transfer", "schedules", "seeds", "sampler")  # options of a grid that a search has in its own way
-
-
-def byte_count(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    """A number of bytes such as 500000, 500kB or 30MB."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())
-    if match is None or match[2] not in BYTE_UNITS:
-        raise click.BadParameter(f"{value!r} is not a number of bytes such as 500000, 500kB or 30MB")
-    return round(float(match[1]) * BYTE_UNITS[match[2]])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ import json
 import os
 import tempfile
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,24 @@ class Store:
 
         Raises StoreError for one that may not be read.
         """
+        return self._read_json(f"{self.root}/{job.folder}/{RECORD_FILE}")
+
+    def _read_json(self, path: str) -> dict[str, Any] | None:
         try:
-            with self.filesystem.open_input_stream(f"{self.root}/{job.folder}/{RECORD_FILE}") as stream:
+            with self.filesystem.open_input_stream(path) as stream:
                 return json.loads(stream.readall())
         except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
             return None
         except OSError as error:
-            raise StoreError(f"{self.root}/{job.folder}/{RECORD_FILE} cannot be read: {error}") from error
+            raise StoreError(f"{path} cannot be read: {error}") from error
+
+    def records(self, kind: str) -> Iterator[dict[str, Any]]:
+        """The records of all finished jobs of a kind."""
+        selector = fs.FileSelector(f"{self.root}/{kind}", allow_not_found=True)
+        for info in sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path):
+            record = self._read_json(f"{info.path}/{RECORD_FILE}")
+            if record is not None:
+                yield record
 
     def publish(self, job: JobSpec, folder: Path, record: dict[str, Any]) -> None:
         """Store the files of `folder`, then the record with their sizes and hashes: finished from then on."""

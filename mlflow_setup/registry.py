@@ -1,0 +1,32 @@
+"""A model in MLflow's registry: files and tags, no flavour and nothing pickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlflow_setup.tracking import Tracking
+
+ARTIFACT_FOLDER = "model"
+TAG_LIMIT = 4000
+
+
+def register_model(tracking: Tracking, name: str, folder: Path, card: dict[str, Any]) -> str:
+    """Store a folder as an artifact of a run of its own and register it as the next version of `name`; returns the version."""
+    from mlflow.exceptions import RestException
+
+    client = tracking.client
+    run = client.create_run(tracking.experiment_id, run_name=name, tags={"dataset": card["dataset"]})
+    client.log_metric(run.info.run_id, "fid", card["fid"])
+    client.log_artifacts(run.info.run_id, str(folder), ARTIFACT_FOLDER)
+    client.set_terminated(run.info.run_id, "FINISHED")
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="Dense diffusion transformers picked by fine-sweeps")
+    tags = {key: json.dumps(value)[:TAG_LIMIT] for key, value in card.items() if not isinstance(value, dict | list)}
+    source = f"{run.info.artifact_uri}/{ARTIFACT_FOLDER}"
+    try:
+        version = client.create_model_version(name, source, run_id=run.info.run_id, tags=tags)
+    except RestException as error:
+        raise ValueError(f"MLflow did not register {name!r}: {str(error).splitlines()[0]}") from error
+    return version.version

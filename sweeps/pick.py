@@ -1,0 +1,84 @@
+"""Pick the best measured model under a budget, and take it away: safetensors, a diffusers folder, MLflow's registry."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from fine_core.checkpoints import save_model
+from fine_core.convert import describe
+from fine_core.diffusers_format import export_diffusers
+from fine_core.ledger import file_bytes
+from mlflow_setup.registry import register_model
+from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
+from sweeps.options import DEFAULT_DATA_FOLDER, OneLineErrors, byte_count
+from sweeps.picking import candidates, card, on_dataset, pick, served_model
+from trainables.files import MODEL_FILE
+from trainables.store import Store
+
+CARD_FILE = "card.json"
+DIFFUSERS_FOLDER = "diffusers"
+
+
+@click.command(cls=OneLineErrors, epilog="Example: python sweeps/pick.py --max-serve-bytes 1MB --dataset digits --out small")
+@click.option("--max-serve-bytes", callback=byte_count, help="Largest file of the dense model, such as 30MB.")
+@click.option("--max-params", type=int, help="Largest number of parameters.")
+@click.option("--max-gmacs", type=float, help="Most multiply-accumulates of a forward pass, in 10^9.")
+@click.option("--dataset", help="Scored on which dataset.  [default: the only one that there is]")
+@click.option("--out", type=Path, default=Path("picked"), show_default=True, help="Folder to write.")
+@click.option("--name", default="fine-sweeps", show_default=True, help="Name in MLflow's model registry.")
+@click.option("--storage-path", help=f"Results of the sweeps.  [default: {DEFAULT_DATA_FOLDER}]")
+@click.option("--tracking-uri", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else SQLite in the storage path]")
+def main(**options) -> None:
+    """Pick the point with the lowest FID that keeps to the limits, over all sweeps in a storage path.
+
+    Writes its dense weights, a folder for diffusers' DiTPipeline and a card with its scores, costs and lineage, and registers
+    them in MLflow.
+    """
+    console = Console()
+    try:
+        _pick(options, console)
+    except (ValueError, OSError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+def _pick(options: dict[str, Any], console: Console) -> None:
+    out: Path = options["out"]
+    if out.exists():
+        raise ValueError(f"{out} exists already; name another folder with --out")
+    limits = {"serve_bytes": options["max_serve_bytes"], "params": options["max_params"], "gmacs": options["max_gmacs"]}
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)
+    found = on_dataset(candidates(store), options["dataset"])
+    chosen = pick(found, limits)
+    content = card(chosen, found)
+    data_folder = Path(store.root) if store.is_local else DEFAULT_DATA_FOLDER.expanduser()
+    tracking = open_tracking(resolve_tracking_uri(options["tracking_uri"], data_folder), "pick", data_folder)
+    model = served_model(chosen, store)
+    out.mkdir(parents=True)
+    save_model(model, out / MODEL_FILE)
+    export_diffusers(model, out / DIFFUSERS_FOLDER)
+    (out / CARD_FILE).write_text(json.dumps(content, indent=1) + "\n")
+    version = register_model(tracking, options["name"], out, content)
+    error = content["fid_standard_error"]
+    lines = [
+        f"picked from {len(found)} points on {content['dataset']}: {chosen.jobs[0].label}",
+        describe(model.config),
+        f"FID {content['fid']:.3f}" + ("" if error is None else f" ± {error:.3f}") + f" | {content['protocol']}",
+        "made from: " + " <- ".join(f"{part['label']} ({part['id']})" for part in content["lineage"]),
+        f"{out / MODEL_FILE}: {file_bytes(out / MODEL_FILE):,} bytes",
+        f"{out / DIFFUSERS_FOLDER}: {file_bytes(out / DIFFUSERS_FOLDER):,} bytes, for DiTPipeline",
+        f"registered as {options['name']} version {version} in {tracking.uri}",
+    ]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    main()
