@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from fine_core.dit import count_macs, count_parameters
-from sweeps.planning import Plan, estimated_core_s, predicted_serve_bytes, total_macs
+from sweeps.planning import Plan, estimated_core_s, evaluation_macs, predicted_serve_bytes, total_macs
 from trainables.spec import ExtractorSpec, JobSpec, RungSpec, TrainingJobSpec, TransferSpec, TrialSpec
 
 WIDE_TERMINAL = 125  # columns that the full table of points needs
@@ -69,8 +69,9 @@ def show_jobs(console: Console, plan: Plan, finished: set[str]) -> None:
 
 def work_left(plan: Plan, finished: set[str]) -> str:
     missing = [job for job in plan.jobs if job.id not in finished]
-    macs = amount(sum(map(total_macs, missing)), "MAC")
-    return f"{len(missing)} of {len(plan.jobs)} jobs to compute, {macs}"
+    macs, scoring = sum(map(total_macs, missing)), sum(map(evaluation_macs, missing))
+    share = f" ({scoring / macs:.0%} of it to score)" if macs else ""
+    return f"{len(missing)} of {len(plan.jobs)} jobs to compute, {amount(macs, 'MAC')}{share}"
 
 
 def estimated_left_s(plan: Plan, finished: set[str]) -> float:

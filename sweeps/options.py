@@ -26,7 +26,7 @@ from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
 from sweeps.errors import StoppedSweep, without_password
 from sweeps.monitor import show_plan
 from sweeps.planning import GridSpec, Plan
-from sweeps.presets import PRESETS
+from sweeps.presets import EVALUATIONS, PRESETS
 from sweeps.running import RUNNERS, RunnerSpec, num_cpus
 from sweeps.settings import read_tuned
 from sweeps.transfer_planning import TransferGridSpec
@@ -71,6 +71,13 @@ def byte_count(context: click.Context, parameter: click.Parameter, value: str | 
 def _preset_defaults(context: click.Context, parameter: click.Parameter, value: str) -> str:
     preset = PRESETS[value]
     context.default_map = {field.name: getattr(preset, field.name) for field in fields(preset)}
+    return value
+
+
+def _evaluation_defaults(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Options that are given are processed before the defaults of the others: these become the ladder's."""
+    if value is not None:
+        context.default_map = {**context.default_map, **vars(EVALUATIONS[value])}
     return value
 
 
@@ -123,6 +130,12 @@ _OPTIONS = [
     click.option("--source-num-heads", type=int, help="Heads of a public checkpoint of an unpublished size."),
     click.option("--als-sweeps", type=int, help="--source: sweeps of alternating least squares of the decomposition."),
     click.option("--teacher-weight", type=float, help="--source: weight of its outputs while the learngene is trained."),
+    click.option(
+        "--eval",
+        type=click.Choice(list(EVALUATIONS)),
+        callback=_evaluation_defaults,
+        help="Fidelity of the scores: defaults of the four options below.  [default: the preset's]",
+    ),
     click.option("--num-samples", type=int, help="Images drawn to score a point."),
     click.option("--sampler", type=click.Choice(SAMPLERS), help="How they are drawn."),
     click.option("--sampling-steps", type=int, help="Denoising steps of an image."),

@@ -345,6 +345,13 @@ def total_macs(job: JobSpec) -> float:
     return float(count_macs(job.model)) * images
 
 
+def evaluation_macs(job: JobSpec) -> float:
+    """Multiply-accumulates of drawing the images that a job is scored on."""
+    if isinstance(job, ExtractorSpec | BankSpec):
+        return 0.0
+    return float(sum(number * sampler.passes_per_sample for number, sampler, _ in _sampled_images(job)) * count_macs(job.model))
+
+
 def estimated_core_s(job: JobSpec) -> float:
     """Seconds on one CPU core like the one the constants were measured on; start-up not included."""
     if isinstance(job, ExtractorSpec):

@@ -49,6 +49,23 @@ class Preset:
     checkpoint_every_steps: int = 100
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationPreset:
+    """How much is spent on a score: defaults of the options of the same names."""
+
+    num_samples: int
+    sampler: str
+    sampling_steps: int
+    guidance_scale: float
+
+
+# quick ranks points of a sweep; paper is the protocol of DiT (arXiv 2212.09748, section 5).
+EVALUATIONS = {
+    "quick": EvaluationPreset(num_samples=1_000, sampler="dpm-solver++", sampling_steps=15, guidance_scale=1.0),
+    "standard": EvaluationPreset(num_samples=10_000, sampler="ddim", sampling_steps=50, guidance_scale=1.5),
+    "paper": EvaluationPreset(num_samples=50_000, sampler="ddpm", sampling_steps=250, guidance_scale=1.5),
+}
+
 # The demo takes minutes on a laptop. dit-b has the step counts of the FINE paper's DiT-B experiments and of the Diff-Tuning
 # paper's transfers, and widths besides.
 PRESETS = {

@@ -1,5 +1,6 @@
 """The command line: dry runs compute nothing, and every bad input is one line and exit code 2 before anything starts."""
 
+import re
 import socket
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ from click.testing import CliRunner
 
 from fine_core.dit import DIT_SIZES
 from sweeps.forgetting_curve import main as forgetting_curve
-from sweeps.options import preset_grid
+from sweeps.options import grid_from, preset_grid
 from sweeps.planning import estimated_core_s, plan_grid
 from sweeps.schedule_search import _request as request
 from sweeps.schedule_search import main as schedule_search
@@ -121,6 +122,23 @@ def test_a_file_that_is_no_database_is_named(tmp_path):
     (tmp_path / "x.db").write_text("not a database, whatever its name says, and long enough to be read as one" * 20)
     result = invoke("--tracking-uri", f"sqlite:///{tmp_path}/x.db", "--storage-path", str(tmp_path))
     assert result.exit_code == 2 and result.output.count("\n") == 1 and "cannot be opened" in result.output
+
+
+def test_the_fidelity_ladder_sets_what_is_not_given(tmp_path):
+    def scored(*arguments: str):
+        with main.make_context("size_grid", list(arguments)) as context:
+            grid = grid_from(context.params)
+        return grid.num_samples, grid.sampler.sampler, grid.sampler.sampling_steps, grid.sampler.guidance_scale
+
+    assert scored() == scored("--eval", "quick") == (1000, "dpm-solver++", 15, 1.0)
+    assert scored("--eval", "paper") == scored("--eval", "paper", "--preset", "demo") == (50_000, "ddpm", 250, 1.5)
+    assert scored("--num-samples", "200", "--eval", "standard") == (200, "ddim", 50, 1.5)
+    shares = []
+    for fidelity in ("quick", "standard", "paper"):
+        result = invoke("--dry-run", "--eval", fidelity, "--storage-path", str(tmp_path))
+        shares.append(int(re.search(r"MAC \((\d+)% of it to score\)", result.output)[1]))
+    assert shares == sorted(set(shares)) and shares[-1] > 90, "the dry run says what a finer score costs"
+    assert invoke("--eval", "perfect").exit_code == 2
 
 
 def curve(*arguments: str):
