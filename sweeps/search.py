@@ -189,7 +189,8 @@ class ScheduleSearch(Sweep):
             name = study.spec.label if number == NO_TRIAL else f"{study.spec.label} trial {number}"
             self.console.print(f"failed: {name}: {reason}", style="red", markup=False, highlight=False)
         summary = report.summary() | {f"timing/{name}_s": value for name, value in self.timings.items()}
-        self.runs.close("FAILED" if broken else "FINISHED", summary)
+        failed = bool(broken) or not report.best
+        self.runs.close("FAILED" if failed else "FINISHED", summary)
         if broken:
             self.console.print("Run the same command again to retry what failed.")
-        return 1 if broken else 0
+        return 1 if failed else 0

@@ -33,6 +33,7 @@ SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random")
 NSGA2_FROM_TRIALS = 1000  # below it TPE learns faster
 DEFINITION = "definition"  # Optuna user attributes
 OUTCOME = "outcome"
+STOPPED = "stopped"  # how the outcome of a trial begins that was given up at a rung
 PASSED = "passed_step"  # the last rung from which a trial went on
 
 
@@ -229,9 +230,9 @@ class ScheduleStudy:
         return [self.spec.transfer(trial.params) for trial in self.complete_trials()]
 
     def stopped(self) -> list[tuple[TransferSpec, str]]:
-        """The transfers that were given up, and why."""
-        ended = [trial for trial in self.finished_trials if trial.state == TrialState.PRUNED]
-        return [(self.spec.transfer(trial.params), trial.user_attrs[OUTCOME]) for trial in ended]
+        """The transfers that were given up at a rung, and at which. (One that diverged has failed, and is not among them.)"""
+        ended = [(self.spec.transfer(trial.params), trial.user_attrs[OUTCOME]) for trial in self.finished_trials]
+        return [(transfer, outcome) for transfer, outcome in ended if outcome.startswith(STOPPED)]
 
     def _start(self, trial: optuna.Trial) -> None:
         transfer = self.spec.transfer(self.spec.space.suggest(trial))  # a trial carried on keeps the values that it has
@@ -263,7 +264,7 @@ class ScheduleStudy:
                 trial.report(record["metrics"]["fid"], rung.step)
             stops = trial.should_prune() and transfer.id not in self.exempt
             if stops or OUTCOME in known.user_attrs:
-                self._end(running, TrialState.PRUNED, f"stopped at step {rung.step}")
+                self._end(running, TrialState.PRUNED, f"{STOPPED} at step {rung.step}")
                 return
             trial.set_user_attr(PASSED, rung.step)
         self.ready.append(transfer)
