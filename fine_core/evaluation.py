@@ -1,6 +1,8 @@
-"""FID and KID through torchmetrics on precomputed features, and the protocol without which a score does not exist.
+"""FID and KID through torchmetrics on precomputed features, precision and recall, and the protocol without which a score
+does not exist.
 
-FID: Heusel et al., arXiv 1706.08500, equation 6. KID: Binkowski et al., arXiv 1801.01401, section 4.
+FID: Heusel et al., arXiv 1706.08500, equation 6. KID: Binkowski et al., arXiv 1801.01401, section 4. Precision and recall:
+Kynkäänniemi et al., arXiv 1904.06991, section 2.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from fine_core.sampling import SamplerSpec
 KID_SUBSETS = 50
 KID_SUBSET_SHARE = 0.5  # of the smaller set, at most KID_SUBSET_LIMIT
 KID_SUBSET_LIMIT = 1000
+NEIGHBOURS = 3  # of the manifolds of precision and recall, as in the paper
+CHUNK_ROWS = 1024  # of a distance matrix that is held at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +37,8 @@ class EvaluationSpec:
     batch_size: int = 250
 
     def __post_init__(self) -> None:
-        if self.num_samples < 2:
-            raise ValueError(f"num_samples is {self.num_samples}; FID needs at least 2")
+        if self.num_samples <= NEIGHBOURS:
+            raise ValueError(f"num_samples is {self.num_samples}; scores need at least {NEIGHBOURS + 1}")
 
     def protocol(self, dataset: str, extractor_name: str) -> str:
         """One line that names how a score was obtained. Equal protocols make comparable scores."""
@@ -88,3 +92,23 @@ def kid_from_features(real: Tensor, fake: Tensor, *, seed: int) -> float:
         torch.manual_seed(stream_seed(seed, "kid"))
         mean, _ = metric.compute()
     return mean.item()
+
+
+def precision_and_recall(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
+    """Share of fakes (M, F) within the manifold of the reals (N, F), and of reals within that of the fakes.
+
+    A manifold is the union of balls around its points, each out to the `neighbours`-th nearest other. Raises ValueError for
+    sets that are not larger than that.
+    """
+    if min(len(real), len(fake)) <= neighbours:
+        raise ValueError(f"precision and recall need more than {neighbours} samples, got {len(real)} real and {len(fake)} fake")
+    real, fake = real.double(), fake.double()
+    return _share_within(real, fake, neighbours), _share_within(fake, real, neighbours)
+
+
+def _share_within(centers: Tensor, points: Tensor, neighbours: int) -> float:
+    """Share of points (M, F) that lie in a ball around at least one of the centers (N, F)."""
+    # The nearest of all is the center itself.
+    radii = torch.cat([torch.cdist(rows, centers).kthvalue(neighbours + 1).values for rows in centers.split(CHUNK_ROWS)])
+    within = [(torch.cdist(rows, centers) <= radii).any(dim=1) for rows in points.split(CHUNK_ROWS)]
+    return torch.cat(within).double().mean().item()

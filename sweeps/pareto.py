@@ -13,6 +13,7 @@ from trainables.spec import TransferSpec, TrialSpec
 
 COSTS = ("params_total", "macs", "serve_bytes", "params_trainable")
 MEANS = ("fid", "kid", "train_s", "eval_s")
+OPTIONAL_MEANS = ("precision", "recall")  # records of before they were measured do not have them
 FORGETTING = ("source_fid", "source_fid_before", "distance", "tuned_distance", "tuned_distance_per_parameter")
 NUM_DRAWS = 4000
 
@@ -42,6 +43,8 @@ class Point:
     fid: float
     fid_stderr: float | None
     kid: float
+    precision: float | None
+    recall: float | None
     params_total: int
     params_trainable: int
     macs: int
@@ -102,7 +105,7 @@ def points_from(results: Results, names: MethodNames) -> list[Point]:
                 trial_ids=" ".join(job.id for job, _ in members),
                 num_seeds=len(members),
                 fid_stderr=standard_error(fids),
-                **{name: _mean(metrics, name) for name in MEANS},
+                **{name: _mean(metrics, name) for name in (*MEANS, *OPTIONAL_MEANS)},
                 **{name: _mean(metrics, f"forgetting/{name}") for name in FORGETTING},
                 **{cost: metrics[0][cost] for cost in COSTS},
             )

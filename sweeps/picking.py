@@ -115,9 +115,9 @@ def served_model(candidate: Candidate, store: Store) -> DiT:
 def card(candidate: Candidate, found: Sequence[Candidate]) -> dict[str, Any]:
     """All that is known of a point: method, settings, scores with their protocol and uncertainty, costs, lineage."""
     job, record = candidate.jobs[0], candidate.records[0]
+    metrics = record["metrics"]
     costs = np.array([c.serve_bytes for c in found], dtype=float)
     front = non_dominated(costs, np.array([c.fid for c in found]))
-    metrics = record["metrics"]
     content: dict[str, Any] = {
         "method": job.method if isinstance(job, TransferSpec) else job.initialization.name,
         "initialization": job.initialization.name,
@@ -126,6 +126,8 @@ def card(candidate: Candidate, found: Sequence[Candidate]) -> dict[str, Any]:
         "fid": candidate.fid,
         "fid_standard_error": standard_error(candidate.fids),
         "kid": float(np.mean([r["metrics"]["kid"] for r in candidate.records])),
+        "precision": metrics.get("precision"),
+        "recall": metrics.get("recall"),
         "seeds": [j.seed for j in candidate.jobs],
         "protocol": record["protocol"],
         "on_front_of_serve_bytes": bool(front[[c is candidate for c in found].index(True)]),

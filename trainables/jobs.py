@@ -147,6 +147,8 @@ def _run_trial(job: TrialSpec, folder: Path, store: Store, run: RunContext, ever
     metrics = {
         "fid": scores.fid,
         "kid": scores.kid,
+        "precision": scores.precision,
+        "recall": scores.recall,
         "source_fid": source.fid,
         "eval_s": scores.eval_s + source.eval_s,
         "train_s": progress.train_s,

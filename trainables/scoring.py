@@ -14,7 +14,7 @@ from torchvision.utils import make_grid
 
 from fine_core.data import labels_to_sample, load_dataset
 from fine_core.dit import DiT
-from fine_core.evaluation import EvaluationSpec, fid_from_features, kid_from_features
+from fine_core.evaluation import EvaluationSpec, fid_from_features, kid_from_features, precision_and_recall
 from fine_core.extractor import extract_features, load_extractor
 from fine_core.sampling import Tail, sample_batch
 from trainables.context import RunContext
@@ -31,6 +31,8 @@ class Scores:
 
     fid: float
     kid: float
+    precision: float
+    recall: float
     protocol: str
     shown: Tensor
     eval_s: float
@@ -51,7 +53,10 @@ def score_model(
     extractor = load_extractor(store.fetch(extractor_job, EXTRACTOR_FILE)).to(run.device)
     reference = load_file(store.fetch(extractor_job, FEATURES_FILE))[spec.reference_split]
     features, shown = _sample_features(model, extractor, spec, dataset=extractor_job.dataset, seed=seed, run=run, tail=tail)
+    precision, recall = precision_and_recall(reference, features)
     return Scores(
+        precision=precision,
+        recall=recall,
         fid=fid_from_features(reference, features),
         kid=kid_from_features(reference, features, seed=seed),
         protocol=spec.protocol(extractor_job.dataset, extractor.name),

@@ -111,6 +111,8 @@ def run_transfer(job: TransferSpec, folder: Path, store: Store, run: RunContext,
     metrics = {
         "fid": scores.fid,
         "kid": scores.kid,
+        "precision": scores.precision,
+        "recall": scores.recall,
         "eval_s": scores.eval_s,
         "train_s": progress.train_s,
         "train_steps": progress.step,

@@ -41,7 +41,17 @@ def test_two_workers_per_trial_report_everything_and_a_second_run_computes_nothi
         assert child.info.status == "FINISHED" and child.data.tags["mlflow.parentRunId"] == parent.info.run_id
         tags = {"trial_id", "method", "initialization", "transfer", "depth", "width", "dataset", "protocol", "pareto"}
         assert tags <= set(child.data.tags) and child.data.tags["pareto"] in ("true", "false")
-        metrics = {"fid", "kid", "params_total", "params_trainable", "macs", "serve_bytes", "initialize_bytes"}
+        metrics = {
+            "fid",
+            "kid",
+            "precision",
+            "recall",
+            "params_total",
+            "params_trainable",
+            "macs",
+            "serve_bytes",
+            "initialize_bytes",
+        }
         metrics |= {"train_s", "eval_s", "peak_memory_bytes", "train/loss", "train/steps_per_s"}
         assert metrics <= set(child.data.metrics)
         steps = [m.step for m in client.get_metric_history(child.info.run_id, "train/loss")]

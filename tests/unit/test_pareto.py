@@ -11,7 +11,16 @@ from tests.tiny import tiny_transfer, tiny_trial
 
 def point(fid: float, params: int, *, stderr: float | None = 0.01, protocol: str = "p", depth: int = 2) -> Point:
     same = {"method": "fine", "initialization": "fine", "transfer": "none", "dataset": "digits", "trial_ids": "a b"}
-    same |= {"width": 16, "num_heads": 2, "num_seeds": 3, "kid": 0.1, "train_s": 1.0, "eval_s": 1.0}
+    same |= {
+        "width": 16,
+        "num_heads": 2,
+        "num_seeds": 3,
+        "kid": 0.1,
+        "precision": 0.9,
+        "recall": None,
+        "train_s": 1.0,
+        "eval_s": 1.0,
+    }
     costs = dict.fromkeys(("params_total", "params_trainable", "macs", "serve_bytes"), params)
     unknown = dict.fromkeys(("source_fid", "source_fid_before", "distance", "tuned_distance", "tuned_distance_per_parameter"))
     return Point(depth=depth, protocol=protocol, fid=fid, fid_stderr=stderr, **same, **costs, **unknown)

@@ -203,17 +203,19 @@ def test_stopped_trials_have_no_score_and_the_best_go_on(tmp_path):
     assert counts["steps"] == steps and counts["full_steps"] == 20 * 300
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 5, 9])
-def test_a_search_cut_off_goes_on_under_the_same_numbers(tmp_path, stop_after):
-    whole, store = opened(spec(), tmp_path / "whole")
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("stop_after", [2, 9, 20])
+def test_a_search_cut_off_goes_on_under_the_same_numbers(tmp_path, stop_after, sampler):
+    asked = spec(sampler=sampler, num_trials=18)  # of which TPE has the last 8 in its own hands
+    whole, store = opened(asked, tmp_path / "whole")
     run(whole, store, tmp_path)
 
-    first, store = opened(spec(), tmp_path / "cut")
+    first, store = opened(asked, tmp_path / "cut")
     started = run(first, store, tmp_path, limit=stop_after)
     lost = first.next_job()  # running when its process dies
     assert lost is not None
     del first
-    again, _ = opened(spec(), tmp_path / "cut")
+    again, _ = opened(asked, tmp_path / "cut")
     started += run(again, store, tmp_path)
     assert len({job.id for job in started}) == len(started), "nothing is computed twice"
     assert lost in started and again.is_exhausted()
