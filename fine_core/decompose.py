@@ -38,9 +38,9 @@ def joint_svd(weights: Tensor, rank: int, *, generator: torch.Generator) -> tupl
 
     The singular vectors come from Gram matrices. A rank above a side's length adds random unit columns.
     """
-    left = _leading(torch.einsum("lij,lkj->ik", weights, weights), rank, generator)
-    right = _leading(torch.einsum("lij,lik->jk", weights, weights), rank, generator)
-    return left, torch.einsum("ir,lij,jr->lr", left, weights, right), right
+    left = _leading((weights @ weights.mT).sum(dim=0), rank, generator)
+    right = _leading((weights.mT @ weights).sum(dim=0), rank, generator)
+    return left, ((weights.mT @ left) * right).sum(dim=1), right
 
 
 def _leading(gram: Tensor, rank: int, generator: torch.Generator) -> Tensor:
@@ -55,9 +55,11 @@ def alternate_least_squares(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Improve U, sigma, V one after the other, each exactly, `sweeps` times. U and V get unit columns."""
     for _ in range(sweeps):
-        left = _unit_columns(_solve(torch.einsum("lij,lr,jr->ir", weights, sigma, right), sigma, right), left)
-        right = _unit_columns(_solve(torch.einsum("lij,lr,ir->jr", weights, sigma, left), sigma, left), right)
-        sigma = _solve(torch.einsum("lij,ir,jr->lr", weights, left, right), left, right)
+        # Matrix products first: an einsum over all three would go through (L, out, in, R).
+        left = _unit_columns(_solve(((weights @ right) * sigma.unsqueeze(1)).sum(dim=0), sigma, right), left)
+        seen = weights.mT @ left  # (L, in, R)
+        right = _unit_columns(_solve((seen * sigma.unsqueeze(1)).sum(dim=0), sigma, left), right)
+        sigma = _solve((seen * right).sum(dim=1), left, right)
     return left, sigma, right
 
 
