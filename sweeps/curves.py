@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from fine_core.factorized import BLOCK_MATRICES
+from fine_core.retention import RetentionSchedule
 from sweeps.pareto import MethodNames, standard_error
 from trainables.spec import CurveSpec, DecomposedLearngeneSpec, TransferSpec
 
@@ -17,7 +18,12 @@ from trainables.spec import CurveSpec, DecomposedLearngeneSpec, TransferSpec
 def used_schedules(transfers: Sequence[TransferSpec]) -> dict[str, dict[str, list[float]]]:
     """psi and xi over all timesteps of every schedule that a plan uses."""
     schedules = {str(job.rehearsal.schedule): job.rehearsal.schedule for job in transfers if job.rehearsal is not None}
-    return {name: {"psi": s.psi().tolist(), "xi": s.xi().tolist()} for name, s in schedules.items()}
+    return {name: schedule_curves(schedule) for name, schedule in schedules.items()}
+
+
+def schedule_curves(schedule: RetentionSchedule) -> dict[str, list[float]]:
+    """psi and xi over all timesteps."""
+    return {"psi": schedule.psi().tolist(), "xi": schedule.xi().tolist()}
 
 
 def decomposition_rows(job: DecomposedLearngeneSpec, record: dict[str, Any]) -> list[dict[str, Any]]:

@@ -41,15 +41,13 @@ def _request(options: dict[str, Any]) -> Request:
     bases = [grid.trial(name, depth, width, seed) for name in grid.transfer.initializations for seed in grid.seeds]
     transfers = [transfer for base in bases for transfer in grid.transfer.transfers(base)]
     tuned = [transfer for transfer in tuned_transfers(grid) if transfer.size == grid.size(depth, width)]
-    found = {transfer.id for transfer in tuned} - {transfer.id for transfer in transfers}
-    bases, transfers = [*bases, *(transfer.base for transfer in tuned)], [*transfers, *tuned]
-    for transfer in transfers:
+    for transfer in (*transfers, *tuned):
         if transfer.model.input_size != transfer.base.model.input_size:
             raise ValueError(f"the base model has never seen images as large as those of {transfer.dataset!r}")
-    curves = [CurveSpec(transfer=transfer, shares=options["shares"]) for transfer in transfers]
+    curves = [CurveSpec(transfer=transfer, shares=options["shares"]) for transfer in (*transfers, *tuned)]
     return Request(
         grid=grid,
-        plan=plan_jobs(bases, transfers, curves, tuned=found),
+        plan=plan_jobs(bases, transfers, curves, tuned=tuned),
         runner=runner_from(options, grid.batch_size),
         params={"size": f"L{depth}-D{width}", "shares": options["shares"]},
     )
@@ -57,12 +55,11 @@ def _request(options: dict[str, Any]) -> Request:
 
 def _chosen_size(grid: GridSpec, name: str | None) -> tuple[int, int]:
     """(depth, width) of the size called `name`. Raises ValueError if the grid has none."""
-    sizes = {grid.size(depth, width).name: (depth, width) for depth in grid.depths for width in grid.widths}
     if name is None:
-        return max(grid.depths), max(grid.widths)
-    if name not in sizes:
-        raise ValueError(f"the grid has no size {name!r}; choose one of {', '.join(sizes)}")
-    return sizes[name]
+        return max(grid.sizes.values())
+    if name not in grid.sizes:
+        raise ValueError(f"the grid has no size {name!r}; choose one of {', '.join(grid.sizes)}")
+    return grid.sizes[name]
 
 
 if __name__ == "__main__":

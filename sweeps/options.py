@@ -300,7 +300,7 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
         plan, runner = asked.plan, asked.runner
         store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)
         store.check_writable()
-        data_folder = Path(store.root) if store.is_local else DEFAULT_DATA_FOLDER.expanduser()
+        data_folder = data_folder_of(store)
         tracking_uri = resolve_tracking_uri(options["tracking_uri"], data_folder)
         finished = {job.id for job in plan.jobs if store.read_record(job)}
         slots = None if runner.gpus_per_worker else num_cpus()
@@ -333,6 +333,11 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
 def command_line() -> str:
     """How this process was called, to be called again; without passwords."""
     return without_password(shlex.join(["python", *sys.argv]))
+
+
+def data_folder_of(store: Store) -> Path:
+    """Where databases and reports lie: beside the results, or at home where these are not on a local disk."""
+    return Path(store.root) if store.is_local else DEFAULT_DATA_FOLDER.expanduser()
 
 
 def _check_finite(options: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from fine_core.diffusers_format import export_diffusers
 from fine_core.ledger import file_bytes
 from mlflow_setup.registry import register_model
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
-from sweeps.options import DEFAULT_DATA_FOLDER, OneLineErrors, byte_count
+from sweeps.options import DEFAULT_DATA_FOLDER, OneLineErrors, byte_count, data_folder_of
 from sweeps.picking import candidates, card, on_dataset, pick, served_model
 from trainables.files import MODEL_FILE
 from trainables.store import Store
@@ -58,7 +58,7 @@ def _pick(options: dict[str, Any], console: Console) -> None:
     found = on_dataset(candidates(store), options["dataset"])
     chosen = pick(found, limits)
     content = card(chosen, found)
-    data_folder = Path(store.root) if store.is_local else DEFAULT_DATA_FOLDER.expanduser()
+    data_folder = data_folder_of(store)
     tracking = open_tracking(resolve_tracking_uri(options["tracking_uri"], data_folder), "pick", data_folder)
     model = served_model(chosen, store)
     out.mkdir(parents=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -19,7 +19,7 @@ from fine_core.dit import DiT, DiTConfig, ModelSize, count_macs, count_parameter
 from fine_core.evaluation import EvaluationSpec
 from fine_core.sampling import SamplerSpec
 from sweeps.pareto import TUNED, MethodNames
-from sweeps.settings import tuned_for_size
+from sweeps.settings import TransferSettings, tuned_for_size
 from sweeps.transfer_planning import TransferGridSpec
 from trainables.initializations import INITIALIZATIONS
 from trainables.methods import transfer_method
@@ -165,6 +165,18 @@ class GridSpec:
             width_mode=self.width_mode,
         )
 
+    @property
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """(depth, width) of every size, by its name."""
+        return {self.size(depth, width).name: (depth, width) for depth in self.depths for width in self.widths}
+
+    def transferred(
+        self, method: str, settings: TransferSettings, *, initialization: str, depth: int, width: int, seed: int
+    ) -> TransferSpec:
+        """One transfer with settings of its own, which may bring a base model of its own."""
+        base = self.trial(initialization, depth, width, seed, sigma_steps=settings.sigma_steps)
+        return self.transfer.transfer(base, method, settings)
+
     def trial(self, method: str, depth: int, width: int, seed: int, *, sigma_steps: int | None = None) -> TrialSpec:
         """The base model of one point. `sigma_steps` takes the place of the grid's own."""
         initialization = self.initialization(method)
@@ -209,10 +221,14 @@ class Plan:
         return (*self.base, *self.transfer)
 
     @property
+    def identity(self) -> list[str]:
+        """What makes it this sweep: its points, in whatever order they were asked for."""
+        return sorted(job.id for job in (*self.points, *self.curve))
+
+    @property
     def sweep_id(self) -> str:
-        """A hash of the points: the same grid is the same sweep."""
-        ids = sorted(job.id for job in (*self.points, *self.curve))
-        return hashlib.sha256(" ".join(ids).encode()).hexdigest()[:10]
+        """A hash: the same grid is the same sweep."""
+        return hashlib.sha256(" ".join(self.identity).encode()).hexdigest()[:10]
 
     @property
     def stages(self) -> dict[str, tuple[JobSpec, ...]]:
@@ -238,21 +254,19 @@ def plan_grid(grid: GridSpec) -> Plan:
     """Expand a grid. Largest models come first, so that no long trial is left over at the end. Raises ValueError."""
     bases = [grid.trial(*point) for point in product(grid.methods, grid.depths, grid.widths, grid.seeds)]
     transfers = [] if grid.transfer is None else [transfer for base in bases for transfer in grid.transfer.transfers(base)]
-    tuned = [] if grid.transfer is None else tuned_transfers(grid)
-    known = {job.id for job in (*bases, *transfers)}
-    found = {job.id for transfer in tuned for job in (transfer.base, transfer)} - known
-    return plan_jobs([*bases, *(t.base for t in tuned)], [*transfers, *tuned], tuned=found)
+    return plan_jobs(bases, transfers, tuned=tuned_transfers(grid))
 
 
 def tuned_transfers(grid: GridSpec) -> list[TransferSpec]:
-    """What a search has found, at every size and seed of the grid. It may bring a base model of its own."""
-    transfers = []
-    for method, depth, width in product(grid.transfer.initializations, grid.depths, grid.widths):
-        for found in tuned_for_size(grid.transfer.tuned, method, grid.size(depth, width).name):
-            for seed in grid.seeds:
-                base = grid.trial(method, depth, width, seed, sigma_steps=found.settings.sigma_steps)
-                transfers.append(grid.transfer.transfer(base, found.method, found.settings))
-    return transfers
+    """What a search has found, at every size and seed of the grid."""
+    if grid.transfer is None:
+        return []
+    return [
+        grid.transferred(found.method, found.settings, initialization=name, depth=depth, width=width, seed=seed)
+        for name, (size, (depth, width)) in product(grid.transfer.initializations, grid.sizes.items())
+        for found in tuned_for_size(grid.transfer.tuned, name, size)
+        for seed in grid.seeds
+    ]
 
 
 def plan_jobs(
@@ -260,16 +274,20 @@ def plan_jobs(
     transfers: Iterable[TransferSpec],
     curves: Iterable[CurveSpec] = (),
     *,
-    tuned: Iterable[str] = (),
+    tuned: Sequence[TransferSpec] = (),
 ) -> Plan:
-    """The plan of these points and of all that they need."""
-    base, transfer, curve = _unique(bases), _unique(transfers), _unique(curves)
+    """The plan of these points and of all that they need. `tuned`: further transfers, whose settings a search has found; those
+    among them, and among their base models, that are not points already are called so."""
+    bases, transfers = list(bases), list(transfers)
+    found = {job.id for t in tuned for job in (t.base, t)} - {job.id for job in (*bases, *transfers)}
+    base, transfer = _unique([*bases, *(t.base for t in tuned)]), _unique([*transfers, *tuned])
+    curve = _unique(curves)
     bank = _unique(job.bank for job in transfer if job.bank is not None)
     needs = {need.id: need for job in (*base, *transfer) for need in job.needs}
     decompose = tuple(need for need in needs.values() if isinstance(need, DecomposedLearngeneSpec))
     source = tuple(n for n in needs.values() if isinstance(n, ExtractorSpec | LearngeneSpec) and n not in decompose)
     return Plan(
-        source=source, decompose=decompose, base=base, bank=bank, transfer=transfer, curve=curve, tuned=frozenset(tuned)
+        source=source, decompose=decompose, base=base, bank=bank, transfer=transfer, curve=curve, tuned=frozenset(found)
     )
 
 
@@ -339,17 +357,22 @@ def total_macs(job: JobSpec) -> float:
     """Multiply-accumulates of a job: three passes per training image, and the sampler's passes per image drawn."""
     if isinstance(job, ExtractorSpec):
         return 0.0
-    images = sum(number * sampler.passes_per_sample for number, sampler, _ in _sampled_images(job))
+    images = _sampled_passes(job)
     if isinstance(job, TrainingJobSpec):
         images += 3 * job.training.batch_size * job.training.steps
     return float(count_macs(job.model)) * images
+
+
+def _sampled_passes(job: JobSpec) -> int:
+    """Forward passes of one image each for all the images that a job draws."""
+    return sum(number * sampler.passes_per_sample for number, sampler, _ in _sampled_images(job))
 
 
 def evaluation_macs(job: JobSpec) -> float:
     """Multiply-accumulates of drawing the images that a job is scored on."""
     if isinstance(job, ExtractorSpec | BankSpec):
         return 0.0
-    return float(sum(number * sampler.passes_per_sample for number, sampler, _ in _sampled_images(job)) * count_macs(job.model))
+    return float(count_macs(job.model)) * _sampled_passes(job)
 
 
 def estimated_core_s(job: JobSpec) -> float:

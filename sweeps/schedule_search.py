@@ -22,7 +22,7 @@ from trainables.methods import TRANSFER_METHODS
 if TYPE_CHECKING:
     from sweeps.search import ScheduleSearch
 
-REPLACED = ("transfer", "schedules", "seeds", "sampler")  # options of a grid that a search has in its own way
+ONE_EACH = ("transfer", "schedules", "seeds")  # options of a grid that name several; a search has one of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class SearchRequest(Request):
 @click.option("--study", help="Name of the studies in their storage.  [default: made from the space and the task]")
 @click.option("--study-storage", help="Optuna storage URL.  [default: SQLite in the storage path]")
 @click.option("--schedule", default="linear", show_default=True, help="The default schedule, tried first.")
-@grid_options(without=REPLACED)
+@grid_options(without=(*ONE_EACH, "sampler"))
 def main(**options) -> None:
     """Search the retention schedule and its companions for one transfer method, at one size or at all sizes of a grid.
 
@@ -93,8 +93,8 @@ def _request(options: dict[str, Any]) -> SearchRequest:
     RetentionSchedule.parse(options["schedule"])  # a name, not a file of found settings
     grid = grid_from(options)
     limits = {"params_total": options["max_params"], "serve_bytes": options["max_serve_bytes"]}
-    own = ("method", "objectives", "study_seed", "searched", "known_points", "early_stopping", "reduction_factor")
-    own = (*own, "proxy_samples", "study")
+    own = ("method", "objectives", "study_seed", "searched", "known_points", "early_stopping")
+    own += ("reduction_factor", "proxy_samples", "study")
     search = SearchSpec(
         sizes=options["sizes"] or (),
         sampler=options["study_sampler"],
@@ -116,7 +116,7 @@ def _given_grid_options() -> tuple[str, ...]:
     """What the user gave of the options that a grid has too: a grid that uses the result needs it as well."""
     context, given = click.get_current_context(), []
     for parameter in size_grid.params:
-        alike = parameter.name not in ("transfer", "schedules", "seeds", "dry_run")
+        alike = parameter.name not in (*ONE_EACH, "dry_run")
         if alike and context.get_parameter_source(parameter.name) == ParameterSource.COMMANDLINE:
             value = context.params[parameter.name]
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

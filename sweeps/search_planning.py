@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -72,9 +71,9 @@ class SearchPlan(Plan):
         return ()
 
     @property
-    def sweep_id(self) -> str:
-        """A hash of the studies: the same search is the same sweep, also with more trials."""
-        return hashlib.sha256(" ".join(study.name for study in self.studies).encode()).hexdigest()[:10]
+    def identity(self) -> list[str]:
+        """Its studies: the same search is the same sweep, also with more trials."""
+        return [study.name for study in self.studies]
 
     @property
     def num_trials(self) -> int:
@@ -108,7 +107,7 @@ def plan_search(grid: GridSpec, search: SearchSpec) -> SearchPlan:
 
 
 def _chosen_sizes(grid: GridSpec, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    sizes = {grid.size(depth, width).name: (depth, width) for depth in grid.depths for width in grid.widths}
+    sizes = grid.sizes
     if not names:
         return dict([max(sizes.items(), key=lambda item: item[1])])
     if tuple(names) == ("all",):
@@ -128,8 +127,8 @@ def _default_settings(grid: GridSpec, method: str) -> TransferSettings:
 
 def _transfer(grid: GridSpec, search: SearchSpec, size: tuple[int, int], span: float) -> TransferSpec:
     settings = replace(_default_settings(grid, search.method), gamma_span=span)
-    base = grid.trial(grid.transfer.initializations[0], *size, grid.seeds[0], sigma_steps=settings.sigma_steps)
-    return grid.transfer.transfer(base, search.method, settings)
+    where = {"initialization": grid.transfer.initializations[0], "seed": grid.seeds[0]}
+    return grid.transferred(search.method, settings, depth=size[0], width=size[1], **where)
 
 
 def _allowed_spans(grid: GridSpec, search: SearchSpec, size: tuple[int, int]) -> tuple[float, ...] | None:
@@ -163,11 +162,10 @@ def _smallest(grid: GridSpec, search: SearchSpec, sizes: dict[str, tuple[int, in
 def _study(
     grid: GridSpec, search: SearchSpec, sizes: dict[str, tuple[int, int]], spans: dict[str, tuple[float, ...]]
 ) -> StudySpec:
-    default = _default_settings(grid, search.method)
     space = build_space(
         method=search.method,
         initialization=grid.transfer.initializations[0],
-        default=default,
+        default=_default_settings(grid, search.method),
         base_steps=grid.steps,
         searched=search.searched,
         gamma_spans=spans,
@@ -183,7 +181,7 @@ def _study(
         sampler=search.sampler,
         seed=search.study_seed,
         grid=grid,
-        known=_known_points(search, space, default, sizes),
+        known=_known_points(search, space, sizes),
         halving=_halving(grid, search),
         limits=search.limits,
     )
@@ -204,12 +202,10 @@ def _halving(grid: GridSpec, search: SearchSpec) -> HalvingSpec | None:
     return HalvingSpec(rungs=rungs, reduction_factor=search.reduction_factor, evaluation=evaluation)
 
 
-def _known_points(
-    search: SearchSpec, space: SearchSpace, default: TransferSettings, sizes: dict[str, tuple[int, int]]
-) -> tuple[Point, ...]:
+def _known_points(search: SearchSpec, space: SearchSpace, sizes: dict[str, tuple[int, int]]) -> tuple[Point, ...]:
     """The papers' defaults at every size that allows them, then the points that were asked for."""
     names = [parameter.name for parameter in space.parameters]
-    weights = [default.retention_weight]
+    weights = [space.default.retention_weight]
     if "retention_weight" in names:
         weights.append(PAPER_FORMULA_WEIGHT)
     points = [

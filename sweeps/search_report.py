@@ -15,6 +15,7 @@ from rich.table import Table
 from fine_core.retention import RetentionSchedule
 from mlflow_setup.curves import draw_best_schedules
 from mlflow_setup.report import pyplot, write_csv
+from sweeps.curves import schedule_curves
 from sweeps.pareto import Results
 from sweeps.settings import TransferSettings, TunedTransfer, write_tuned
 from sweeps.study import OUTCOME, ScheduleStudy
@@ -229,8 +230,7 @@ def _schedule_panel(study: ScheduleStudy, trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _curves(schedule: RetentionSchedule, retention_weight: float) -> dict[str, Any]:
-    name = f"{schedule}, weight {retention_weight:.2g}"
-    return {"name": name, "psi": schedule.psi().tolist(), "xi": schedule.xi().tolist()}
+    return {"name": f"{schedule}, weight {retention_weight:.2g}", **schedule_curves(schedule)}
 
 
 def _save(draw: Callable[[], Any], path: Path, *, title: str, log_scale: bool) -> Path:

@@ -84,15 +84,12 @@ class StudySpec:
         sizes = list(self.sizes)
         return f"{self.method} {sizes[0] if len(sizes) == 1 else f'{sizes[0]} to {sizes[-1]}'}"
 
-    def size_of(self, point: Point) -> str:
-        return point.get("size", next(iter(self.sizes)))
-
     def transfer(self, point: Point) -> TransferSpec:
         """The transfer that a point stands for."""
         settings = self.space.settings(point)
-        depth, width = self.sizes[self.size_of(point)]
-        base = self.grid.trial(self.initialization, depth, width, self.grid.seeds[0], sigma_steps=settings.sigma_steps)
-        return self.grid.transfer.transfer(base, self.method, settings)
+        depth, width = self.sizes[point.get("size", next(iter(self.sizes)))]
+        where = {"initialization": self.initialization, "seed": self.grid.seeds[0]}
+        return self.grid.transferred(self.method, settings, depth=depth, width=width, **where)
 
     def default_transfer(self, size: str) -> TransferSpec:
         """What the grid would do at a size without a search."""

@@ -73,14 +73,7 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
                 record = run_curve(job, store, run)
         if run.rank == 0:
             record["metrics"] |= {"peak_memory_bytes": memory.bytes(), "job_s": time.perf_counter() - started}
-            common = {
-                "id": job.id,
-                "kind": job.kind,
-                "label": job.label,
-                "spec": asdict(job),
-                "provenance": provenance(),
-            }
-            store.publish(job, Path(folder), {**common, **record})
+            store.publish(job, Path(folder), {**_common(job), **record})
     run.report({"published": True}, None)
 
 
@@ -97,8 +90,12 @@ def publish_source(job: SourceSpec, model: DiT, store: Store) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         save_model(model, Path(folder) / MODEL_FILE)
-        common = {"id": job.id, "kind": job.kind, "label": job.label, "spec": asdict(job), "provenance": provenance()}
-        store.publish(job, Path(folder), {**common, "metrics": {}})
+        store.publish(job, Path(folder), {**_common(job), "metrics": {}})
+
+
+def _common(job: JobSpec) -> dict[str, Any]:
+    """What every record says of its job."""
+    return {"id": job.id, "kind": job.kind, "label": job.label, "spec": asdict(job), "provenance": provenance()}
 
 
 def _run_extractor(job: ExtractorSpec, folder: Path) -> dict[str, Any]:

@@ -336,8 +336,22 @@ class TransferSpec(TrainingJobSpec):
         return (self.extractor, self.base) if self.bank is None else (self.extractor, self.base, self.bank)
 
 
+class OfTransferSpec(JobSpec):
+    """Base of the jobs that are about one transfer."""
+
+    transfer: TransferSpec
+
+    @property
+    def model(self) -> DiTConfig:
+        return self.transfer.model
+
+    @property
+    def seed(self) -> int:
+        return self.transfer.seed
+
+
 @dataclass(frozen=True, kw_only=True)
-class RungSpec(TrainingJobSpec):
+class RungSpec(OfTransferSpec, TrainingJobSpec):
     """The first `step` training steps of a transfer and a cheap score there, by which a search decides whether to go on.
 
     `evaluation` is the proxy protocol. The transfer, or its next rung, goes on from this rung's checkpoint.
@@ -357,14 +371,6 @@ class RungSpec(TrainingJobSpec):
         return replace(self.transfer.training, steps=self.step)
 
     @property
-    def model(self) -> DiTConfig:
-        return self.transfer.model
-
-    @property
-    def seed(self) -> int:
-        return self.transfer.seed
-
-    @property
     def label(self) -> str:
         return f"{self.transfer.label} step {self.step}"
 
@@ -378,7 +384,7 @@ class RungSpec(TrainingJobSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurveSpec(JobSpec):
+class CurveSpec(OfTransferSpec):
     """The chain-of-forgetting curve of one transfer: its score for each share of steps given back to the base model."""
 
     kind: ClassVar[str] = "curve"
@@ -388,14 +394,6 @@ class CurveSpec(JobSpec):
     def __post_init__(self) -> None:
         check(len(self.shares) > 0, "shares is empty; name at least one")
         check(all(0 <= share <= 1 for share in self.shares), f"shares are {self.shares}; each must be between 0 and 1")
-
-    @property
-    def model(self) -> DiTConfig:
-        return self.transfer.model
-
-    @property
-    def seed(self) -> int:
-        return self.transfer.seed
 
     @property
     def total_steps(self) -> int:
