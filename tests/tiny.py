@@ -98,6 +98,13 @@ def random_learngene() -> Learngene:
     return Learngene.from_model(randomize(LearngeneRecipe(tiny_learngene()).model_for(0, None)))
 
 
+def output(model, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(5, 1, 8, 8, generator=generator)
+    with torch.no_grad():
+        return model(x, torch.tensor([0, 10, 400, 700, 999]), torch.tensor([0, 3, 9, 10, 1]))
+
+
 class Killed(Exception):
     """Stands for a process that dies right after a checkpoint."""
 

@@ -1,0 +1,242 @@
+"""Studies: what they ask for and are told, and that nothing is lost or counted twice."""
+
+import json
+from dataclasses import replace
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from fine_core.retention import RetentionSchedule
+from sweeps.planning import plan_grid
+from sweeps.search_report import trial_counts, trial_rows
+from sweeps.study import ScheduleStudy, StudyError, chosen_sampler, rungs_of
+from tests.searches import GRID, opened, publish, run, score_of, search, spec
+from trainables.spec import RungSpec, TransferSpec
+from trainables.store import Store
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
+def test_the_papers_defaults_come_first_and_then_what_is_enqueued(tmp_path):
+    study, store = opened(spec(known_points=("schedule=power:0.5, lr=1e-3",), early_stopping=False), tmp_path)
+    jobs = run(study, store, tmp_path, limit=3)
+    assert jobs[0] == study.spec.default_transfer("L2-D32")
+    first, second, third = (job.rehearsal for job in jobs)
+    assert str(first.schedule) == "linear" and first.retention_weight == 0.1 and first.source_ratio == 0.2
+    assert second == replace(first, retention_weight=1.0)
+    assert third == replace(first, schedule=RetentionSchedule.parse("power:0.5")) and jobs[2].training.lr == 1e-3
+    assert jobs[0].id in {job.id for job in plan_grid(GRID).transfer}, "the grid's own point is not computed again"
+
+
+def test_rungs():
+    assert rungs_of(300, 3) == (33, 99)
+    assert rungs_of(9, 3) == (1, 3)
+    assert rungs_of(8, 3) == (1,)
+    assert rungs_of(3, 3) == (1,)
+    assert rungs_of(2, 3) == ()
+
+
+def test_stopped_trials_have_no_score_and_the_best_go_on(tmp_path):
+    study, store = opened(spec(num_trials=20), tmp_path)
+    jobs = run(study, store, tmp_path)
+    assert study.is_exhausted() and study.num_asked == 20
+    counts = trial_counts(study)
+    assert counts["scored"] + counts["stopped"] == 20 and counts["stopped"] >= 8
+    complete = {trial.user_attrs["transfer_id"]: trial for trial in study.complete_trials()}
+    trained_to_the_end = [job for job in jobs if isinstance(job, TransferSpec)]
+    assert {job.id for job in trained_to_the_end} == set(complete)
+    assert study.spec.default_transfer("L2-D32").id in complete
+    for trial in study.finished_trials:
+        if trial.state == TrialState.PRUNED:
+            assert trial.last_step in (33, 99)
+    for row in trial_rows(study):
+        assert (row["fid"] is None) == (row["outcome"] != "scored") and row["proxy_fid"] is not None
+    # The score at a rung is the true order here, so nothing better than the best was stopped.
+    everything = [score_of(study.spec.transfer(trial.params)) for trial in study.finished_trials]
+    assert min(trial.values[0] for trial in complete.values()) == min(everything)
+    steps = sum(job.step for job in jobs if isinstance(job, RungSpec) and job.step == 33)
+    steps += sum(66 for job in jobs if isinstance(job, RungSpec) and job.step == 99)
+    steps += sum(201 for job in trained_to_the_end)
+    assert counts["steps"] == steps and counts["full_steps"] == 20 * 300
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("stop_after", [2, 9, 20])
+def test_a_search_cut_off_goes_on_under_the_same_numbers(tmp_path, stop_after, sampler):
+    asked = spec(sampler=sampler, num_trials=18)  # of which TPE has the last 8 in its own hands
+    whole, store = opened(asked, tmp_path / "whole")
+    run(whole, store, tmp_path)
+
+    first, store = opened(asked, tmp_path / "cut")
+    started = run(first, store, tmp_path, limit=stop_after)
+    lost = first.next_job()  # running when its process dies
+    assert lost is not None
+    del first
+    again, _ = opened(asked, tmp_path / "cut")
+    started += run(again, store, tmp_path)
+    assert len({job.id for job in started}) == len(started), "nothing is computed twice"
+    assert lost in started and again.is_exhausted()
+
+    def outcome(study: ScheduleStudy):
+        return [(trial.number, trial.params, trial.values, trial.intermediate_values) for trial in study.study.trials]
+
+    assert outcome(again) == outcome(whole)
+    assert not again.study.get_trials(states=(TrialState.RUNNING, TrialState.WAITING))
+
+
+def test_more_trials_add_to_a_study(tmp_path):
+    study, store = opened(spec(num_trials=4), tmp_path)
+    run(study, store, tmp_path)
+    more, _ = opened(spec(num_trials=7), tmp_path)
+    assert not more.is_exhausted()
+    run(more, store, tmp_path)
+    assert more.num_asked == 7 and more.spec.name == study.spec.name
+    fewer, _ = opened(spec(num_trials=2), tmp_path)
+    assert fewer.is_exhausted() and fewer.next_job() is None
+
+
+def test_a_point_proposed_again_is_told_and_not_trained_again(tmp_path):
+    study, store = opened(spec(searched=("sigma_steps",), num_trials=10, early_stopping=False), tmp_path)
+    running = [study.next_job() for _ in range(3)]
+    assert study.next_job() is None and study.num_asked == 10, "three different points, and the same again"
+    assert len({job.id for job in running}) == 3 and not study.is_exhausted()
+    for job in running:
+        publish(store, job, tmp_path)
+        study.finished(job)
+    assert study.is_exhausted() and len(study.complete_trials()) == 10
+    assert trial_counts(study)["full_steps"] == 3 * 300
+
+
+def test_what_the_store_has_is_told_at_once(tmp_path):
+    study, store = opened(spec(), tmp_path)
+    publish(store, study.spec.default_transfer("L2-D32"), tmp_path, fid=3.5)
+    job = study.next_job()
+    assert isinstance(job, RungSpec) and job.transfer.rehearsal.retention_weight == 1.0
+    (trial,) = study.complete_trials()
+    assert (trial.number, trial.values) == (0, [3.5])
+
+
+def test_divergence_is_an_outcome_and_a_lost_worker_is_not(tmp_path):
+    study, store = opened(spec(early_stopping=False), tmp_path)
+    diverged, lost = study.next_job(), study.next_job()
+    study.failed(diverged, "ray.exceptions.RayTaskError(TrainingDiverged): TrainingDiverged: the loss is nan by step 10")
+    study.failed(lost, "ray.exceptions.ActorDiedError: the worker died")
+    run(study, store, tmp_path)
+    assert study.is_exhausted() and trial_counts(study)["diverged"] == 1 and list(study.broken) == [1]
+    frozen = study.study.trials[0]
+    assert frozen.state == TrialState.PRUNED and frozen.user_attrs["outcome"] == "diverged: the loss is nan by step 10"
+
+    again, _ = opened(spec(early_stopping=False), tmp_path)
+    assert run(again, store, tmp_path) == [lost]
+    assert len(again.finished_trials) == 12 and not again.broken
+
+
+def test_a_study_of_another_space_or_task_is_refused(tmp_path):
+    opened(spec(study="mine"), tmp_path)
+    opened(spec(study="mine", sampler="tpe", num_trials=30), tmp_path)
+    with pytest.raises(StudyError, match="study 'mine-diff-tuning-L2-D32' exists with another search space"):
+        opened(spec(study="mine", searched=("lr",)), tmp_path)
+    with pytest.raises(StudyError, match="another early stopping, objectives"):
+        opened(spec(study="mine", objectives=("fid", "forgetting")), tmp_path)
+    with pytest.raises(StudyError, match="another task"):
+        opened(search(replace(GRID, steps=200), study="mine").studies[0], tmp_path)
+    optuna.create_study(storage=f"sqlite:///{tmp_path}/optuna.db", study_name="theirs-diff-tuning-L2-D32").ask()
+    with pytest.raises(ValueError, match="was not made by schedule_search.py"):
+        opened(spec(study="theirs"), tmp_path)
+
+
+def test_a_study_whose_scores_are_elsewhere_is_refused(tmp_path):
+    study, store = opened(spec(), tmp_path)
+    run(study, store, tmp_path)
+    with pytest.raises(ValueError, match="has scores that .* does not hold; take another --study, or the --storage-path"):
+        ScheduleStudy(spec(), Store(tmp_path / "elsewhere"), f"sqlite:///{tmp_path}/optuna.db")
+
+
+@pytest.mark.parametrize("lost", ["report", "should_prune", "set_user_attr", "tell"])
+def test_cut_off_between_two_writes_of_a_decision(tmp_path, monkeypatch, lost):
+    """A trial that is to be stopped, and a process that dies at any of the writes that say so."""
+
+    class Dead(Exception):
+        pass
+
+    study, store = opened(spec(num_trials=4), tmp_path)
+    while True:
+        job = study.next_job()
+        bad = isinstance(job, RungSpec) and job.step == 33 and trial_counts(study)["scored"] > 0
+        publish(store, job, tmp_path, fid=99.0 if bad else None)
+        if bad:
+            break
+        study.finished(job)
+
+    def die(*args, **options):
+        raise Dead
+
+    with monkeypatch.context() as context:
+        context.setattr(optuna.Study if lost == "tell" else optuna.Trial, lost, die)
+        with pytest.raises(Dead):
+            study.finished(job)
+    again, _ = opened(spec(num_trials=4), tmp_path)
+    run(again, store, tmp_path)
+    (trial,) = (t for t in again.study.trials if t.user_attrs["transfer_id"] == job.transfer.id)
+    # Between Optuna's own write of the decision and ours the answer is lost: the trial goes on, which costs steps alone.
+    step = 99 if lost == "set_user_attr" else 33
+    assert trial.state == TrialState.PRUNED and trial.user_attrs["outcome"] == f"stopped at step {step}"
+    assert len(again.finished_trials) == 4
+    assert again.finished(job) is None and len(again.finished_trials) == 4, "heard again, nothing changes"
+
+
+@pytest.mark.parametrize("storage", ["sqlite:////nowhere/at/all.db", "nonsense", "postgresql://user:secret@localhost:1/x"])
+def test_a_storage_that_cannot_be_used_is_one_line(tmp_path, storage):
+    with pytest.raises(StudyError) as error:
+        ScheduleStudy(spec(), Store(tmp_path), storage)
+    assert "cannot be used" in str(error.value) and "\n" not in str(error.value) and "secret" not in str(error.value)
+
+
+def test_default_names_tell_studies_apart():
+    names = {
+        spec(**changes).name
+        for changes in ({}, {"sampler": "tpe"}, {"study_seed": 1}, {"searched": ("lr",)}, {"objectives": ("fid", "forgetting")})
+    }
+    assert len(names) == 5 and spec(num_trials=99).name == spec().name
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random"])
+@pytest.mark.parametrize("objectives", [("fid",), ("fid", "forgetting")])
+def test_every_sampler_finishes_a_study(tmp_path, sampler, objectives):
+    study, store = opened(spec(sampler=sampler, objectives=objectives, num_trials=14), tmp_path)
+    jobs = run(study, store, tmp_path)
+    assert study.is_exhausted() and len(study.finished_trials) == 14
+    if len(objectives) > 1:
+        assert study.spec.halving is None and not any(isinstance(job, RungSpec) for job in jobs)
+        assert all(trial.values[1] == pytest.approx(10 - trial.values[0]) for trial in study.complete_trials())
+
+
+def test_auto_chooses_a_sampler_for_the_space():
+    assert chosen_sampler(spec(sampler="auto")) == "tpe"
+    assert chosen_sampler(spec(sampler="auto", method="difffit")) == "tpe", "a Gaussian process would not see what is stopped"
+    assert chosen_sampler(spec(sampler="auto", method="difffit", early_stopping=False)) == "gp"
+    many = {"objectives": ("fid", "forgetting"), "num_trials": 1000}
+    assert chosen_sampler(spec(sampler="auto", **many)) == "nsga2"
+    assert chosen_sampler(spec(sampler="random")) == "random"
+
+
+def test_a_cost_among_the_objectives_makes_the_size_a_parameter(tmp_path):
+    plan = search(method="difffit", sizes=("all",), objectives=("fid", "serve_bytes"), limits={"serve_bytes": 24_000})
+    (study,) = plan.studies
+    names = [parameter.name for parameter in study.space.parameters]
+    assert names[0] == "size" and "gamma_span@L4-D64" in names
+    assert [point["size"] for point in study.known] == ["L2-D32", "L2-D64", "L4-D32", "L4-D64"]
+    live, store = opened(study, tmp_path)
+    jobs = run(live, store, tmp_path)
+    assert len({job.size.name for job in jobs}) > 2
+    for trial in live.complete_trials():
+        assert live.spec.transfer(trial.params).size.name == trial.params["size"] == trial.user_attrs["size"]
+        assert trial.constraints == {"serve_bytes": 1000 - 24_000}
+    with pytest.raises(ValueError, match="every point of diff-tuning L2-D32 stores the same bytes"):
+        search(objectives=("fid", "serve_bytes"))
+
+
+def test_the_definition_of_a_study_is_plain_data():
+    content = json.loads(spec().definition)
+    assert set(content) == {"space", "objectives", "limits", "halving", "defaults"}
