@@ -19,9 +19,9 @@ from types import SimpleNamespace
 import click
 import torch
 
-from fine_core.data import ImageSet
 from fine_core.diffusion import Diffusion
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize
+from fine_core.image_set import ImageSet
 from fine_core.retention import RetentionSchedule
 from trainables.batches import BatchSource
 from trainables.context import LocalContext
@@ -73,7 +73,7 @@ class Stepper:
         losses = self.diffusion.losses(self.trainer.forward, *data, teacher=self.batches.teacher, taught=b.taught)
         self.trainer.step((b.weights * losses).sum(), self.done)
         self.done += 1
-        if b.images.is_cuda:
+        if b.t.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - started
 

@@ -1,13 +1,13 @@
-"""Datasets in memory, images in [-1, 1]: real handwritten digits, domains made from them, and procedural scenes.
+"""Datasets by name: real handwritten digits, domains made from them, and procedural scenes, all embedded or generated, in
+memory; and sets by path.
 
-Everything is embedded or generated. Splits: `train` is what models learn from, `pool` all images of the domain that are not
-held out (larger than `train` where a domain has few training images; scores are taken against it), `held_out` a fifth.
+Splits: `train` is what models learn from, `pool` all images of the domain that are not held out (larger than `train` where a
+domain has few training images; scores are taken against it), `held_out` a fifth. A set by path is all in `train` and `pool`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -15,43 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fine_core.data_by_path import DatasetPath, info_by_path, is_by_path
+from fine_core.image_set import DatasetInfo, ImageSet, ImageSource
 from fine_core.shapes import SOLIDS, render_scenes
 
 HELD_OUT_SHARE = 5  # every fifth image of a class is held out
 SPLITS = ("train", "pool", "held_out")
 SCENES_PER_CLASS = 160
 SOURCE_SOLIDS, TARGET_SOLIDS = tuple(SOLIDS)[:8], tuple(SOLIDS)[8:]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageSet:
-    """Images (N, C, H, H) in [-1, 1] with labels (N,)."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def to(self, device: torch.device | str) -> ImageSet:
-        return ImageSet(images=self.images.to(device), labels=self.labels.to(device))
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetInfo:
-    """What is known of a dataset before it is loaded.
-
-    `train_per_class` limits the `train` split; `features_of` names the dataset on which the classifier is trained whose
-    features score this one (its own where None).
-    """
-
-    summary: str
-    image_size: int
-    channels: int
-    num_classes: int
-    load: Callable[[], ImageSet]
-    train_per_class: int | None = None
-    features_of: str | None = None
 
 
 @lru_cache(maxsize=1)
@@ -116,22 +87,41 @@ DATASETS = {
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """Raises ValueError for an unknown dataset."""
+    """Raises ValueError for an unknown dataset, DataError for files that cannot be used."""
+    if is_by_path(name):
+        return info_by_path(name)
     if name not in DATASETS:
-        raise ValueError(f"unknown dataset {name!r}; choose one of {', '.join(sorted(DATASETS))}")
+        raise ValueError(
+            f"unknown dataset {name!r}; choose one of {', '.join(sorted(DATASETS))}, or imagefolder:PATH or parquet:PATH"
+        )
     return DATASETS[name]
 
 
+def image_size_of(name: str) -> int:
+    """Side of a dataset's images, from its name alone. Raises ValueError for an unknown dataset."""
+    return DatasetPath.parse(name).image_size if is_by_path(name) else dataset_info(name).image_size
+
+
+def short_name(name: str) -> str:
+    """A dataset's name for titles and files: that of its folder and its size, if it is by path."""
+    return name if name in DATASETS else DatasetPath.parse(name).short
+
+
 @lru_cache(maxsize=8)
-def _whole(name: str) -> ImageSet:
+def _whole(name: str) -> ImageSource:
     return dataset_info(name).load()
 
 
+def load_dataset(name: str, split: str) -> ImageSource:
+    """One split of a dataset (see SPLITS); loaded once. Raises ValueError for an unknown dataset or split."""
+    if split not in SPLITS or (is_by_path(name) and split == "held_out"):
+        raise ValueError(f"{name} has no split {split!r}")
+    return _whole(name) if is_by_path(name) else _part(name, split)
+
+
 @lru_cache(maxsize=16)
-def load_dataset(name: str, split: str) -> ImageSet:
-    """Load one split of a dataset (see SPLITS). Raises ValueError for an unknown dataset."""
-    info = dataset_info(name)
-    whole = _whole(name)
+def _part(name: str, split: str) -> ImageSet:
+    info, whole = dataset_info(name), _whole(name)
     chosen = torch.zeros(len(whole), dtype=torch.bool)
     for label in range(info.num_classes):
         rows = (whole.labels == label).nonzero().squeeze(1)
@@ -141,7 +131,7 @@ def load_dataset(name: str, split: str) -> ImageSet:
     return ImageSet(images=whole.images[chosen], labels=whole.labels[chosen])
 
 
-def labels_to_sample(reference: ImageSet, num_samples: int) -> Tensor:
+def labels_to_sample(reference: ImageSource, num_samples: int) -> Tensor:
     """Labels (num_samples,) with the class frequencies of the reference, in a fixed mixed order."""
     order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))
     repeats = -(-num_samples // len(reference))

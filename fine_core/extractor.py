@@ -22,7 +22,7 @@ EPOCHS, BATCH_SIZE, PEAK_LR = 20, 64, 3e-3
 
 
 class ClassifierExtractor(nn.Module):
-    """uint8 images (N, C, H, H) to features (N, 64)."""
+    """uint8 images (N, C, H, H) to features (N, 64) and the logits (N, classes) that it reads off them."""
 
     num_features = NUM_FEATURES
 
@@ -42,8 +42,9 @@ class ClassifierExtractor(nn.Module):
         )
         self.head = nn.Linear(NUM_FEATURES, info.num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.trunk(images.float() / 127.5 - 1)
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.trunk(images.float() / 127.5 - 1)
+        return {"features": features, "logits": self.head(features)}
 
     @property
     def name(self) -> str:
@@ -67,7 +68,7 @@ def train_extractor(dataset: str, *, seed: int) -> tuple[ClassifierExtractor, fl
     for epoch in range(EPOCHS):
         order = torch.randperm(len(train), generator=stream_generator(seed, "extractor-epoch", epoch))
         for rows in order.split(BATCH_SIZE):
-            loss = F.cross_entropy(model.head(model(images[rows])), train.labels[rows])
+            loss = F.cross_entropy(model(images[rows])["logits"], train.labels[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -79,7 +80,7 @@ def train_extractor(dataset: str, *, seed: int) -> tuple[ClassifierExtractor, fl
 @torch.no_grad()
 def _normalize_features(model: ClassifierExtractor, images: Tensor) -> None:
     """Scale the features to mean square 1, which KID's cubic kernel expects; the predictions stay the same."""
-    scale = model(images).square().mean().sqrt()
+    scale = model(images)["features"].square().mean().sqrt()
     model.trunk[-2].weight /= scale
     model.trunk[-2].bias /= scale
     model.head.weight *= scale
@@ -87,14 +88,8 @@ def _normalize_features(model: ClassifierExtractor, images: Tensor) -> None:
 
 @torch.no_grad()
 def classification_accuracy(model: ClassifierExtractor, data: ImageSet) -> float:
-    predictions = model.head(model(to_uint8(data.images))).argmax(dim=1)
+    predictions = model(to_uint8(data.images))["logits"].argmax(dim=1)
     return (predictions == data.labels).float().mean().item()
-
-
-@torch.no_grad()
-def extract_features(extractor: nn.Module, images: Tensor, *, batch_size: int = 512) -> Tensor:
-    """Features (N, F) of uint8 images (N, C, H, H), float32 on the CPU."""
-    return torch.cat([extractor(batch).float().cpu() for batch in images.split(batch_size)])
 
 
 def save_extractor(model: ClassifierExtractor, path: str | os.PathLike) -> None:

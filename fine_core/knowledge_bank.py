@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fine_core.checkpoints import CheckpointError
-from fine_core.data import ImageSet
+from fine_core.image_set import ImageSet
 from fine_core.randomness import stream_generator
 
 METADATA_KEY = b"fine-sweeps"

@@ -98,7 +98,7 @@ def to_uint8(x: Tensor) -> Tensor:
     return (127.5 * x + 128.0).clamp(0, 255).to(torch.uint8)
 
 
-def sample_batch(model: DiT, labels: Tensor, spec: SamplerSpec, *, seed: int, index: int, tail: Tail | None = None) -> Tensor:
-    """Images in uint8 (N, C, H, H) of batch `index`, drawn from the stream (seed, "sample", index)."""
+def draw_batch(model: DiT, labels: Tensor, spec: SamplerSpec, *, seed: int, index: int, tail: Tail | None = None) -> Tensor:
+    """What a model draws (N, C, H, H) for batch `index`, from the stream (seed, "sample", index)."""
     generator = stream_generator(seed, "sample", index, device=labels.device)
-    return to_uint8(sample_images(model, labels, spec, generator=generator, tail=tail))
+    return sample_images(model, labels, spec, generator=generator, tail=tail)

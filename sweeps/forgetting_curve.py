@@ -38,7 +38,8 @@ def _request(options: dict[str, Any]) -> Request:
     if grid.transfer is None:
         raise ValueError("there is no curve without a transfer; name at least one with --transfer")
     depth, width = _chosen_size(grid, options["size"])
-    bases = [grid.trial(name, depth, width, seed) for name in grid.transfer.initializations for seed in grid.seeds]
+    named = [name for name in grid.transfer.initializations if (depth, width) in grid.sizes_of(name).values()]
+    bases = [grid.trial(name, depth, width, seed) for name in named for seed in grid.seeds]
     transfers = [transfer for base in bases for transfer in grid.transfer.transfers(base)]
     tuned = [transfer for transfer in tuned_transfers(grid) if transfer.size == grid.size(depth, width)]
     for transfer in (*transfers, *tuned):

@@ -201,7 +201,9 @@ def show_front(console: Console, rows: Sequence[dict[str, Any]]) -> None:
         if transferred:
             cells_of["source FID"] = _source_fid_cell
         else:
-            cells_of |= {"MACs": lambda row: amount(row["macs"]), "KID": lambda row: f"{row['kid']:.4f}"}
+            cells_of["MACs"] = lambda row: amount(row["macs"])
+            if rows[0]["kid"] is not None:
+                cells_of["KID"] = lambda row: f"{row['kid']:.4f}"
         cells_of |= {"train s": lambda row: f"{row['train_s']:.1f}", "eval s": lambda row: f"{row['eval_s']:.1f}"}
     for column in cells_of:
         table.add_column(column, justify="left" if column in ("", "point") else "right", no_wrap=column != "point")

@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +16,11 @@ import click
 from filelock import FileLock
 from rich.console import Console
 
-from fine_core.convert import describe, open_any
 from fine_core.data import DATASETS
-from fine_core.dit import DiT
 from fine_core.learngene import SIGMA_INITS, WIDTH_MODES
 from fine_core.sampling import SAMPLERS, SamplerSpec
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
+from sweeps.brought import DEFAULT_IMAGE_SIZE, Brought, brought_by, dataset_named
 from sweeps.errors import StoppedSweep, without_password
 from sweeps.monitor import show_plan
 from sweeps.planning import GridSpec, Plan
@@ -31,7 +29,6 @@ from sweeps.running import RUNNERS, RunnerSpec, num_cpus
 from sweeps.settings import read_tuned
 from sweeps.transfer_planning import TransferGridSpec
 from trainables.initializations import INITIALIZATIONS
-from trainables.jobs import publish_source, source_spec
 from trainables.methods import TRANSFER_METHODS
 from trainables.spec import WEIGHTINGS
 from trainables.store import Store
@@ -107,8 +104,18 @@ _OPTIONS = [
     click.option("--depths", callback=integers, help="Numbers of blocks, such as 2,4,6."),
     click.option("--widths", callback=integers, help="Numbers of channels, multiples of --head-dim."),
     click.option("--head-dim", type=int, help="Channels of one attention head, the same at all widths."),
-    click.option("--methods", callback=names, help=f"Initializations to compare: {', '.join(INITIALIZATIONS)}."),
-    click.option("--dataset", help=f"Images to learn: {', '.join(DATASETS)}."),
+    click.option(
+        "--methods",
+        callback=names,
+        help=f"Initializations to compare: {', '.join(INITIALIZATIONS)}.  [default: fine,scratch; with --source given too]",
+    ),
+    click.option("--dataset", help=f"Images to learn: imagefolder:PATH, parquet:PATH, or {', '.join(DATASETS)}."),
+    click.option(
+        "--image-size",
+        type=int,
+        help=f"Side that images by path are cropped to.  [default: --source's, or {DEFAULT_IMAGE_SIZE}]",
+    ),
+    click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror half of the images by path."),
     click.option("--seeds", callback=integers, help="Every point is repeated for each seed."),
     click.option("--patch-size", type=int, help="Pixels of a patch's side."),
     click.option("--steps", type=int, help="Training steps of every base model, sigma steps included."),
@@ -136,12 +143,17 @@ _OPTIONS = [
         callback=_evaluation_defaults,
         help="Fidelity of the scores: defaults of the four options below.  [default: the preset's]",
     ),
+    click.option("--inception-weights", help="Score by Inception's features: weights-inception-2015-12-05-6726825d.pth."),
+    click.option("--extractor", help="Score by another extractor: TorchScript (.pt), or Python code that is run (.py)."),
+    click.option("--reference", help="ADM .npz to compare with.  [default: the images of --dataset]"),
+    click.option("--target-reference", help="ADM .npz for --target.  [default: its images]"),
+    click.option("--vae", help="Folder of the AutoencoderKL that datasets of latents were encoded by."),
     click.option("--num-samples", type=int, help="Images drawn to score a point."),
     click.option("--sampler", type=click.Choice(SAMPLERS), help="How they are drawn."),
     click.option("--sampling-steps", type=int, help="Denoising steps of an image."),
     click.option("--guidance-scale", type=float, help="Classifier-free guidance (1: none)."),
     click.option("--transfer", callback=names, help=f"Transfer methods: {', '.join(TRANSFER_METHODS)}; or {NO_TRANSFER}."),
-    click.option("--target", help="Dataset to take the base models to."),
+    click.option("--target", help="Dataset to take the base models to, as for --dataset."),
     click.option("--transfer-from", callback=names, help="Whose base models.  [default: fine, or all --methods without it]"),
     click.option("--transfer-steps", type=int, help="Training steps of a transfer."),
     click.option(
@@ -196,29 +208,18 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
         sampling_steps=options["sampling_steps"],
         guidance_scale=options["guidance_scale"],
     )
-    own = {field.name for field in fields(GridSpec)} - {"sampler", "transfer", "source"}
-    model = imported_model(options)
-    source = None if model is None else source_spec(model)
-    changes = {} if model is None else {"head_dim": model.config.size.head_dim}  # heads keep their size at all widths
-    grid = GridSpec(sampler=sampler, source=source, **{name: options[name] for name in own} | changes)
-    return replace(grid, transfer=_transfer_from(options))
+    brought = brought_by(options)
+    taken = {"sampler": sampler, "source": brought.source, "scoring": brought.scoring}
+    taken["dataset"] = dataset_named(options["dataset"], options, brought)
+    taken["methods"] = options["methods"] or (("fine", "scratch") if brought.source is None else ("given", "fine", "scratch"))
+    if brought.source is not None:
+        taken["head_dim"] = brought.source.model.size.head_dim  # heads keep their size at all widths
+    own = {field.name for field in fields(GridSpec)} - {*taken, "transfer"}
+    grid = GridSpec(**taken, **{name: options[name] for name in own})
+    return replace(grid, transfer=_transfer_from(options, grid.methods, brought))
 
 
-def imported_model(options: dict[str, Any]) -> DiT | None:
-    """The model of --source. Raises ValueError if it cannot be read."""
-    if options["source"] is None:
-        return None
-    return _read_model(Path(options["source"]).expanduser(), options["source_num_heads"])
-
-
-@lru_cache(maxsize=1)
-def _read_model(path: Path, num_heads: int | None) -> DiT:
-    model, kind = open_any(path, num_heads=num_heads)
-    click.echo(f"source: {kind}, {describe(model.config)}")
-    return model
-
-
-def _transfer_from(options: dict[str, Any]) -> TransferGridSpec | None:
+def _transfer_from(options: dict[str, Any], named: tuple[str, ...], brought: Brought) -> TransferGridSpec | None:
     if options["transfer"] == (NO_TRANSFER,):
         return None
     bank_sampler = SamplerSpec(
@@ -226,7 +227,6 @@ def _transfer_from(options: dict[str, Any]) -> TransferGridSpec | None:
         sampling_steps=options["bank_sampling_steps"],
         guidance_scale=options["bank_guidance_scale"],
     )
-    named = options["methods"]
     chosen = options["transfer_from"] or tuple(name for name in named if name == "fine") or named
     for name in chosen:
         if name not in named:
@@ -240,7 +240,9 @@ def _transfer_from(options: dict[str, Any]) -> TransferGridSpec | None:
         steps=options["transfer_steps"],
         lr=options["transfer_lr"],
         bank_sampler=bank_sampler,
-        **{name: options[name] for name in ("target", "weighting", "retention_weight", "source_ratio")},
+        target=dataset_named(options["target"], options, brought),
+        target_reference=brought.target_reference,
+        **{name: options[name] for name in ("weighting", "retention_weight", "source_ratio")},
         **{name: options[name] for name in ("gamma_span", "bank_images")},
     )
 
@@ -312,8 +314,7 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
         data_folder.mkdir(parents=True, exist_ok=True)
         with FileLock(data_folder / ".databases.lock"):  # sweeps that create a fresh database together all fail
             tracking = open_tracking(tracking_uri, name, data_folder)
-            if asked.grid.source is not None:
-                publish_source(asked.grid.source, imported_model(options), store)
+            brought_by(options).publish(store)
             sweep = asked.sweep(name, store=store, tracking=tracking, runner=runner, data_folder=data_folder, console=console)
     except ValueError as error:
         click.echo(f"error: {error}", err=True)

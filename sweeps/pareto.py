@@ -12,8 +12,8 @@ import numpy as np
 from trainables.spec import TransferSpec, TrialSpec
 
 COSTS = ("params_total", "macs", "serve_bytes", "params_trainable")
-MEANS = ("fid", "kid", "train_s", "eval_s")
-OPTIONAL_MEANS = ("precision", "recall")  # records of before they were measured do not have them
+MEANS = ("fid", "train_s", "eval_s")
+OPTIONAL_MEANS = ("kid", "sfid", "inception_score", "precision", "recall")  # where extractor and reference allow them
 FORGETTING = ("source_fid", "source_fid_before", "distance", "tuned_distance", "tuned_distance_per_parameter")
 NUM_DRAWS = 4000
 
@@ -42,7 +42,9 @@ class Point:
     num_seeds: int
     fid: float
     fid_stderr: float | None
-    kid: float
+    kid: float | None
+    sfid: float | None
+    inception_score: float | None
     precision: float | None
     recall: float | None
     params_total: int

@@ -12,7 +12,7 @@ import numpy as np
 
 from fine_core.checkpoints import config_to_json, load_model, predicted_file_bytes
 from fine_core.dit import DiT
-from sweeps.pareto import non_dominated, standard_error
+from sweeps.pareto import OPTIONAL_MEANS, non_dominated, standard_error
 from sweeps.planning import model_shapes
 from trainables.files import MODEL_FILE
 from trainables.methods import transfer_method
@@ -125,9 +125,7 @@ def card(candidate: Candidate, found: Sequence[Candidate]) -> dict[str, Any]:
         "size": asdict(job.size),
         "fid": candidate.fid,
         "fid_standard_error": standard_error(candidate.fids),
-        "kid": float(np.mean([r["metrics"]["kid"] for r in candidate.records])),
-        "precision": metrics.get("precision"),
-        "recall": metrics.get("recall"),
+        **{name: float(np.mean([r["metrics"][name] for r in candidate.records])) for name in OPTIONAL_MEANS if name in metrics},
         "seeds": [j.seed for j in candidate.jobs],
         "protocol": record["protocol"],
         "on_front_of_serve_bytes": bool(front[[c is candidate for c in found].index(True)]),

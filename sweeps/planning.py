@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import product
 from typing import TypeVar
@@ -20,7 +20,7 @@ from fine_core.evaluation import EvaluationSpec
 from fine_core.sampling import SamplerSpec
 from sweeps.pareto import TUNED, MethodNames
 from sweeps.settings import TransferSettings, tuned_for_size
-from sweeps.transfer_planning import TransferGridSpec
+from sweeps.transfer_planning import TransferGridSpec, scorer
 from trainables.initializations import INITIALIZATIONS
 from trainables.methods import transfer_method
 from trainables.spec import (
@@ -28,7 +28,10 @@ from trainables.spec import (
     CurveSpec,
     DecomposedLearngeneSpec,
     ExtractorSpec,
+    FileSpec,
     FineSpec,
+    GivenExtractorSpec,
+    GivenSpec,
     JobSpec,
     LearngeneSpec,
     RungSpec,
@@ -38,6 +41,7 @@ from trainables.spec import (
     TrainingSpec,
     TransferSpec,
     TrialSpec,
+    VaeSpec,
     check,
     model_config,
 )
@@ -51,11 +55,26 @@ EXTRACTOR_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoringSpec:
+    """An extractor that was brought along, with the reference of the source domain and the VAE of latents, if any."""
+
+    extractor: FileSpec
+    format: str
+    reference: FileSpec | None = None
+    vae: VaeSpec | None = None
+
+    def extractor_of(self, dataset: str) -> GivenExtractorSpec:
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return GivenExtractorSpec(dataset=dataset, **parts)
+
+
+@dataclass(frozen=True, kw_only=True)
 class GridSpec:
     """A size grid: every method at every depth x width, once per seed, and what is done to each of these base models.
 
     `rank_ratio` is the factors' rank over the width; `transfer` is None without a transfer stage. `source` is a given model
-    that FINE's learngene is decomposed from and all points take their shape from, but for depth and width.
+    that FINE's learngene is decomposed from and all points take their shape from, but for depth and width. `scoring` is
+    None where the built-in classifiers score.
     """
 
     dataset: str
@@ -80,6 +99,7 @@ class GridSpec:
     sampler: SamplerSpec
     transfer: TransferGridSpec | None = None
     source: SourceSpec | None = None
+    scoring: ScoringSpec | None = None
     als_sweeps: int
     teacher_weight: float
 
@@ -94,6 +114,7 @@ class GridSpec:
             self._check_source(self.source.model)
         for method in self.methods:
             check(method in INITIALIZATIONS, f"unknown method {method!r}; choose from {', '.join(INITIALIZATIONS)}")
+        check("given" not in self.methods or self.source is not None, "method 'given' is the model of --source; name one")
 
     def _check_source(self, model: DiTConfig) -> None:
         info = dataset_info(self.dataset)
@@ -147,16 +168,26 @@ class GridSpec:
             als_sweeps=self.als_sweeps,
             teacher_weight=self.teacher_weight,
             evaluation=self._evaluation,
-            extractor=ExtractorSpec(dataset=self.dataset),
+            extractor=self._extractor,
         )
+
+    @property
+    def _extractor(self) -> ExtractorSpec:
+        if self.scoring is None:
+            return scorer(self.dataset)
+        extractor = self.scoring.extractor_of(self.dataset)
+        extractor.check_data()
+        return extractor
 
     @property
     def _evaluation(self) -> EvaluationSpec:
         return EvaluationSpec(num_samples=self.num_samples, sampler=self.sampler)
 
-    def initialization(self, method: str) -> FineSpec | ScratchSpec:
+    def initialization(self, method: str) -> FineSpec | ScratchSpec | GivenSpec:
         if method == "scratch":
             return ScratchSpec()
+        if method == "given":
+            return GivenSpec(source=self.source)
         return FineSpec(
             learngene=self.learngene,
             sigma_init=self.sigma_init,
@@ -165,10 +196,17 @@ class GridSpec:
             width_mode=self.width_mode,
         )
 
+    def sizes_of(self, method: str) -> dict[str, tuple[int, int]]:
+        """(depth, width) of every size that a method has base models of, by the size's name."""
+        points = product(self.depths, self.widths)
+        if method == "given":
+            points = [(self.source.model.size.depth, self.source.model.size.width)]
+        return {self.size(depth, width).name: (depth, width) for depth, width in points}
+
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
         """(depth, width) of every size, by its name."""
-        return {self.size(depth, width).name: (depth, width) for depth in self.depths for width in self.widths}
+        return {name: size for method in self.methods for name, size in self.sizes_of(method).items()}
 
     def transferred(
         self, method: str, settings: TransferSettings, *, initialization: str, depth: int, width: int, seed: int
@@ -186,9 +224,9 @@ class GridSpec:
             initialization=initialization,
             model=self._model(self.size(depth, width)),
             dataset=self.dataset,
-            training=self._training(self.steps),
+            training=self._training(0 if method == "given" else self.steps),
             evaluation=self._evaluation,
-            extractor=ExtractorSpec(dataset=self.dataset),
+            extractor=self._extractor,
             seed=seed,
         )
 
@@ -252,7 +290,8 @@ class Plan:
 
 def plan_grid(grid: GridSpec) -> Plan:
     """Expand a grid. Largest models come first, so that no long trial is left over at the end. Raises ValueError."""
-    bases = [grid.trial(*point) for point in product(grid.methods, grid.depths, grid.widths, grid.seeds)]
+    points = [(method, *size) for method in grid.methods for size in grid.sizes_of(method).values()]
+    bases = [grid.trial(*point, seed) for point in points for seed in grid.seeds]
     transfers = [] if grid.transfer is None else [transfer for base in bases for transfer in grid.transfer.transfers(base)]
     return plan_jobs(bases, transfers, tuned=tuned_transfers(grid))
 
@@ -263,7 +302,8 @@ def tuned_transfers(grid: GridSpec) -> list[TransferSpec]:
         return []
     return [
         grid.transferred(found.method, found.settings, initialization=name, depth=depth, width=width, seed=seed)
-        for name, (size, (depth, width)) in product(grid.transfer.initializations, grid.sizes.items())
+        for name in grid.transfer.initializations
+        for size, (depth, width) in grid.sizes_of(name).items()
         for found in tuned_for_size(grid.transfer.tuned, name, size)
         for seed in grid.seeds
     ]

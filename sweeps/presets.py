@@ -12,7 +12,7 @@ class Preset:
     depths: str
     widths: str
     head_dim: int
-    methods: str = "fine,scratch"
+    methods: str | None = None
     dataset: str = "digits"
     seeds: str = "0"
     patch_size: int = 2

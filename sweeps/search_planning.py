@@ -87,10 +87,10 @@ def trial_core_s(study: StudySpec) -> float:
 
 def plan_search(grid: GridSpec, search: SearchSpec) -> SearchPlan:
     """Raises ValueError for a search that cannot be made."""
-    sizes = _chosen_sizes(grid, search.sizes)
     check(grid.transfer.steps > 0, f"{search.method} has no training steps to search over; see --transfer-steps")
     check(len(grid.seeds) == 1, "a search trains with one seed; compare what it finds over seeds with size_grid.py")
     check(len(grid.transfer.initializations) == 1, "a search takes base models of one initialization; see --transfer-from")
+    sizes = _chosen_sizes(grid, search.sizes)
     search = replace(search, sizes=tuple(sizes))
     spans = {name: _allowed_spans(grid, search, sizes[name]) for name in sizes}
     allowed = {name: spans[name] for name in sizes if spans[name] is not None}
@@ -107,7 +107,7 @@ def plan_search(grid: GridSpec, search: SearchSpec) -> SearchPlan:
 
 
 def _chosen_sizes(grid: GridSpec, names: Sequence[str]) -> dict[str, tuple[int, int]]:
-    sizes = grid.sizes
+    sizes = grid.sizes_of(grid.transfer.initializations[0])
     if not names:
         return dict([max(sizes.items(), key=lambda item: item[1])])
     if tuple(names) == ("all",):

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fine_core.data import dataset_info
+from fine_core.data import DATASETS, dataset_info
 from fine_core.retention import RetentionSchedule
 from fine_core.sampling import SamplerSpec
 from sweeps.settings import TransferSettings, TunedTransfer
 from trainables.methods import transfer_method
-from trainables.spec import BankSpec, ExtractorSpec, RehearsalSpec, TransferSpec, TrialSpec, check
+from trainables.spec import BankSpec, ExtractorSpec, FileSpec, GivenExtractorSpec, RehearsalSpec, TransferSpec, TrialSpec, check
+
+
+def scorer(dataset: str) -> ExtractorSpec:
+    """The classifier that scores a dataset when no extractor is given. Raises ValueError for one by path, which has none."""
+    check(
+        dataset in DATASETS,
+        f"what scores {dataset}? Name Inception's weights with --inception-weights PATH, or another extractor with --extractor",
+    )
+    return ExtractorSpec(dataset=dataset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +26,8 @@ class TransferGridSpec:
     """What is done to every base model: each method, and each method that takes a schedule once per schedule.
 
     `initializations`: whose base models are taken. `lr` is that of full fine-tuning; methods have factors of their own.
-    `tuned`: settings that a search found, done besides.
+    `tuned`: settings that a search found, done besides. `target_reference`: an ADM `.npz` in the place of the target's images
+    when scores are taken.
     """
 
     target: str
@@ -33,6 +43,7 @@ class TransferGridSpec:
     bank_images: int
     bank_sampler: SamplerSpec
     tuned: tuple[TunedTransfer, ...] = ()
+    target_reference: FileSpec | None = None
 
     def __post_init__(self) -> None:
         dataset_info(self.target)
@@ -88,6 +99,14 @@ class TransferGridSpec:
             lr=self.lr * transfer_method(name).lr_factor,
         )
 
+    def _extractor(self, base: TrialSpec) -> ExtractorSpec:
+        """What scores the target: that of the base models, with the target's own reference."""
+        if not isinstance(base.extractor, GivenExtractorSpec):
+            return scorer(self.target)
+        extractor = replace(base.extractor, dataset=self.target, reference=self.target_reference)
+        extractor.check_data()
+        return extractor
+
     def transfer(self, base: TrialSpec, name: str, settings: TransferSettings) -> TransferSpec:
         """One transfer of a base model. Raises ValueError if the target does not fit it."""
         method, rehearsal, bank = transfer_method(name), None, None
@@ -110,9 +129,10 @@ class TransferGridSpec:
             dataset=self.target,
             training=replace(base.training, steps=self.steps, lr=settings.lr),
             evaluation=base.evaluation,
-            extractor=ExtractorSpec(dataset=self.target),
+            extractor=self._extractor(base),
             seed=base.seed,
         )
+        transfer.check_data()
         check(
             bank is None or transfer.model.input_size == base.model.input_size,
             f"{name} rehearses images of the source, which are smaller than those of {self.target!r}; leave it out",

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from fine_core.checkpoints import load_model
+from fine_core.data import dataset_info
 from fine_core.knowledge_bank import bank_labels, save_bank
 from fine_core.randomness import stream_seed
-from fine_core.sampling import sample_batch
+from fine_core.sampling import draw_batch, to_uint8
 from trainables.checkpoint import report_checkpoint, restore_checkpoint
 from trainables.context import RunContext
 from trainables.files import BANK_FILE, MODEL_FILE
@@ -26,7 +27,7 @@ def run_bank(job: BankSpec, folder: Path, store: Store, run: RunContext) -> dict
     """Draw the bank from its latest checkpoint on. The images do not depend on the number of workers."""
     model = load_model(store.fetch(job.base, MODEL_FILE), expect=job.model).to(run.device).eval()
     labels = bank_labels(job.num_images, job.model.num_classes, seed=job.seed).to(run.device).split(job.batch_size)
-    seed = stream_seed(job.seed, "bank")
+    seed, is_latent = stream_seed(job.seed, "bank"), dataset_info(job.base.dataset).latents is not None
     state = restore_checkpoint(run) or {"batches": [], "sampling_s": 0.0}
     done: list[torch.Tensor] = [batch.cpu() for batch in state["batches"]]
     started, sampling_s = time.perf_counter(), state["sampling_s"]
@@ -35,7 +36,8 @@ def run_bank(job: BankSpec, folder: Path, store: Store, run: RunContext) -> dict
         index = first + run.rank
         mine = None
         if index < len(labels):
-            mine = sample_batch(model, labels[index], job.sampler, seed=seed, index=index).cpu()
+            drawn = draw_batch(model, labels[index], job.sampler, seed=seed, index=index)
+            mine = (drawn.half() if is_latent else to_uint8(drawn)).cpu()
         done += [images for images in run.gather(mine) if images is not None]
         if (round_ + 1) % rounds_per_report == 0:
             elapsed_s = sampling_s + time.perf_counter() - started

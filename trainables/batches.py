@@ -7,27 +7,45 @@ of workers, sees the same data.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from fine_core.data import ImageSet
 from fine_core.diffusion import NUM_TIMESTEPS
+from fine_core.image_set import Augmentation, ImageSource
 from fine_core.randomness import stream_generator
 from fine_core.retention import draw_timesteps
+from trainables.order import BatchOrder, GroupedOrder, order_of
 from trainables.spec import TrainingSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRows:
+    """Images of a batch that have not been read yet: `rows` (n,) of a set."""
+
+    data: ImageSource
+    rows: Tensor
+    augmentation: Augmentation | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, first: int, last: int) -> ImageRows:
+        first, last = max(0, min(first, len(self))), max(0, min(last, len(self)))
+        drawn = None if self.augmentation is None else self.augmentation.part(first, last)
+        return ImageRows(data=self.data, rows=self.rows[first:last], augmentation=drawn)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Samples of one step (N, ...). The step's loss is the sum of weights times the samples' losses.
 
-    `taught`: samples that learn from the teacher's output instead of the noise; None if there are none.
+    `image_rows`: where its images are, in the order of the samples. `taught`: samples that learn from the teacher's output
+    instead of the noise; None if there are none.
     """
 
-    images: Tensor
+    image_rows: tuple[ImageRows, ...]
     labels: Tensor
     t: Tensor
     noise: Tensor
@@ -37,9 +55,23 @@ class Batch:
     def share(self, rank: int, num_workers: int) -> Batch:
         """The part of one of `num_workers` equal workers, weighted so that the workers' mean loss is the batch's loss."""
         size = len(self.labels) // num_workers
-        part = {f.name: getattr(self, f.name) for f in fields(self)}
-        part = {name: None if t is None else t[rank * size : (rank + 1) * size] for name, t in part.items()}
-        return Batch(**{**part, "weights": part["weights"] * num_workers})
+        first, last = rank * size, (rank + 1) * size
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image_rows"}
+        part = {name: None if t is None else t[first:last] for name, t in tensors.items()}
+        rows, start = [], 0
+        for image_rows in self.image_rows:
+            rows.append(image_rows.part(first - start, last - start))
+            start += len(image_rows)
+        return Batch(**{**part, "weights": part["weights"] * num_workers, "image_rows": tuple(rows)})
+
+    @property
+    def images(self) -> Tensor:
+        """The images (N, C, H, H), read from where they are each time that this is asked for."""
+        return torch.cat([part.data.take(part.rows, part.augmentation) for part in self.image_rows if len(part)])
+
+    @property
+    def is_in_memory(self) -> bool:
+        return all(part.data.in_memory for part in self.image_rows)
 
 
 class BatchSource(Protocol):
@@ -48,28 +80,6 @@ class BatchSource(Protocol):
     teacher: nn.Module | None
 
     def batch(self, step: int) -> Batch: ...
-
-
-class BatchOrder:
-    """Rows of each global batch: epochs in orders drawn from the seed, every row once per epoch."""
-
-    def __init__(
-        self, num_rows: int, batch_size: int, seed: int, device: torch.device | str = "cpu", stream: str = "epoch"
-    ) -> None:
-        self.num_rows, self.batch_size, self.seed, self.device, self.stream = num_rows, batch_size, seed, device, stream
-        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
-
-    def _draw_epoch(self, epoch: int) -> Tensor:
-        order = torch.randperm(self.num_rows, generator=stream_generator(self.seed, self.stream, epoch))
-        return order.to(self.device)  # once per epoch: a copy in every step would make the device wait
-
-    def rows(self, step: int) -> Tensor:
-        first = step * self.batch_size
-        last = first + self.batch_size - 1
-        epochs = range(first // self.num_rows, last // self.num_rows + 1)
-        orders = torch.cat([self._epoch(epoch) for epoch in epochs])
-        start = first - epochs[0] * self.num_rows
-        return orders[start : start + self.batch_size]
 
 
 def uniform_probabilities() -> Tensor:
@@ -83,7 +93,7 @@ class DenoisingBatches:
 
     def __init__(
         self,
-        data: ImageSet,
+        data: ImageSource,
         training: TrainingSpec,
         *,
         null_label: int,
@@ -96,7 +106,7 @@ class DenoisingBatches:
         self.data, self.training, self.null_label = data.to(device), training, null_label
         self.seed, self.device = seed, device
         self.batch_size = training.batch_size if batch_size is None else batch_size
-        self.order = BatchOrder(len(data), self.batch_size, seed, device)
+        self.order = order_of(self.data, self.batch_size, seed)
         self.probabilities = (uniform_probabilities() if probabilities is None else probabilities).to(device)
         self.weights = torch.ones(NUM_TIMESTEPS, device=device) if weights is None else weights.float().to(device)
 
@@ -107,12 +117,18 @@ class DenoisingBatches:
         dropped = torch.rand(self.batch_size, generator=generator, device=self.device) < self.training.label_dropout
         t = draw_timesteps(self.probabilities, uniform)
         return Batch(
-            images=self.data.images[rows],
-            labels=self.data.labels[rows].masked_fill(dropped, self.null_label),
+            image_rows=(image_rows(self.data, rows, self.seed, "augment", step, self.device),),
+            labels=self.data.labels[rows].to(self.device).masked_fill(dropped, self.null_label),
             t=t,
-            noise=torch.randn((self.batch_size, *self.data.images.shape[1:]), generator=generator, device=self.device),
+            noise=torch.randn((self.batch_size, *self.data.shape), generator=generator, device=self.device),
             weights=self.weights[t] / self.batch_size,
         )
+
+
+def image_rows(data: ImageSource, rows: Tensor, seed: int, stream: str, step: int, device: torch.device) -> ImageRows:
+    """Rows of a set with the augmentation of this step, which has a stream of its own."""
+    generator = stream_generator(seed, stream, step, device=device)
+    return ImageRows(data=data, rows=rows, augmentation=data.draw_augmentation(len(rows), generator))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,34 +157,34 @@ class RehearsingBatches:
     """
 
     target: DenoisingBatches
-    rehearsed: ImageSet
+    rehearsed: ImageSource
     rehearsed_per_batch: int
     probabilities: Tensor
     weights: Tensor
     retention_weight: float
     teacher: nn.Module | None = None
-    order: BatchOrder = field(init=False)
+    order: BatchOrder | GroupedOrder = field(init=False)
 
     def __post_init__(self) -> None:
         device = self.target.device
         self.rehearsed = self.rehearsed.to(device)
         self.probabilities, self.weights = self.probabilities.to(device), self.weights.float().to(device)
-        size, seed = self.rehearsed_per_batch, self.target.seed
-        self.order = BatchOrder(len(self.rehearsed), size, seed, device, stream="source-epoch")
+        self.order = order_of(self.rehearsed, self.rehearsed_per_batch, self.target.seed, stream="source-epoch")
 
     def batch(self, step: int) -> Batch:
         target, size = self.target.batch(step), self.rehearsed_per_batch
         device = self.target.device
         generator = stream_generator(self.target.seed, "source", step, device=device)
         t = draw_timesteps(self.probabilities, torch.rand(size, generator=generator, device=device))
-        images = self.rehearsed.images[self.order.rows(step)]
+        rows = image_rows(self.rehearsed, self.order.rows(step), self.target.seed, "source-augment", step, device)
+        noise = torch.randn((size, *self.rehearsed.shape), generator=generator, device=device)
         taught = torch.zeros(len(target.t) + size, dtype=torch.bool, device=device)
         taught[len(target.t) :] = True
         return Batch(
-            images=torch.cat([target.images, images]),
+            image_rows=(*target.image_rows, rows),
             labels=torch.cat([target.labels, torch.full_like(t, self.target.null_label)]),
             t=torch.cat([target.t, t]),
-            noise=torch.cat([target.noise, torch.randn(images.shape, generator=generator, device=device)]),
+            noise=torch.cat([target.noise, noise]),
             weights=torch.cat([target.weights, self.retention_weight * self.weights[t] / size]),
             taught=None if self.teacher is None else taught,
         )

@@ -1,6 +1,6 @@
 """Names of the files that jobs leave in the store and in their checkpoints."""
 
-EXTRACTOR_FILE, FEATURES_FILE = "extractor.safetensors", "features.safetensors"
+EXTRACTOR_FILE, REFERENCE_FILE = "extractor.safetensors", "reference.safetensors"
 LEARNGENE_FILE = "learngene.safetensors"
 MODEL_FILE = "model.safetensors"  # of a base model
 DELTA_FILE = "delta.safetensors"  # of a transfer: what it changed

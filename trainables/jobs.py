@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import nn
 
-from fine_core.checkpoints import save_model
-from fine_core.data import dataset_info, load_dataset
+from fine_core.checkpoints import load_model, save_model
+from fine_core.data import load_dataset
 from fine_core.dit import DiT, count_macs, count_parameters
-from fine_core.extractor import extract_features, save_extractor, train_extractor
 from fine_core.learngene import Learngene
-from fine_core.ledger import sha256_of
-from fine_core.sampling import to_uint8
 from trainables.bank import run_bank
 from trainables.batches import DenoisingBatches
 from trainables.context import RunContext
 from trainables.curve import run_curve
 from trainables.decomposition import run_decomposition
-from trainables.files import EXTRACTOR_FILE, FEATURES_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
+from trainables.files import LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
 from trainables.initializations import recipe_for
 from trainables.initializations.fine import LearngeneRecipe
 from trainables.loop import Progress, Recipe, train
-from trainables.provenance import PeakMemory, provenance
+from trainables.provenance import PeakMemory, common_record
+from trainables.scorer import run_extractor
 from trainables.scoring import save_grid, score_model, score_source
 from trainables.spec import (
     BankSpec,
@@ -56,7 +52,7 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
     with tempfile.TemporaryDirectory() as folder:
         match job:
             case ExtractorSpec():
-                record = _run_extractor(job, Path(folder))
+                record = run_extractor(job, Path(folder), store, run)
             case DecomposedLearngeneSpec():
                 record = run_decomposition(job, Path(folder), store, run, checkpoint_every_steps)
             case LearngeneSpec():
@@ -73,40 +69,8 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
                 record = run_curve(job, store, run)
         if run.rank == 0:
             record["metrics"] |= {"peak_memory_bytes": memory.bytes(), "job_s": time.perf_counter() - started}
-            store.publish(job, Path(folder), {**_common(job), **record})
+            store.publish(job, Path(folder), {**common_record(job), **record})
     run.report({"published": True}, None)
-
-
-def source_spec(model: DiT) -> SourceSpec:
-    """What a model that was brought along is known by: equal weights are the same source, whatever file they came in."""
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(model, Path(folder) / MODEL_FILE)
-        return SourceSpec(sha256=sha256_of(Path(folder) / MODEL_FILE), model=model.config)
-
-
-def publish_source(job: SourceSpec, model: DiT, store: Store) -> None:
-    """Put a model that was brought along into the store, unless it is there."""
-    if store.read_record(job) is not None:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(model, Path(folder) / MODEL_FILE)
-        store.publish(job, Path(folder), {**_common(job), "metrics": {}})
-
-
-def _common(job: JobSpec) -> dict[str, Any]:
-    """What every record says of its job."""
-    return {"id": job.id, "kind": job.kind, "label": job.label, "spec": asdict(job), "provenance": provenance()}
-
-
-def _run_extractor(job: ExtractorSpec, folder: Path) -> dict[str, Any]:
-    started = time.perf_counter()
-    extractor, accuracy = train_extractor(dataset_info(job.dataset).features_of or job.dataset, seed=job.seed)
-    save_extractor(extractor, folder / EXTRACTOR_FILE)
-    splits = {split: load_dataset(job.dataset, split) for split in ("pool", "held_out")}
-    features = {split: extract_features(extractor, to_uint8(data.images)) for split, data in splits.items()}
-    save_file(features, folder / FEATURES_FILE)
-    metrics = {"held_out_accuracy": accuracy, "train_s": time.perf_counter() - started}
-    return {"metrics": metrics, "extractor": extractor.name}
 
 
 def _train(recipe: Recipe, job: LearngeneSpec | TrialSpec, run: RunContext, every: int) -> tuple[nn.Module, Progress]:
@@ -132,8 +96,14 @@ def _run_learngene(job: LearngeneSpec, folder: Path, run: RunContext, every: int
     return {"metrics": metrics, "history": progress.history}
 
 
+def _load_start(spec: LearngeneSpec | SourceSpec, store: Store) -> Learngene | DiT:
+    if isinstance(spec, LearngeneSpec):
+        return Learngene.load(store.fetch(spec, LEARNGENE_FILE))
+    return load_model(store.fetch(spec, MODEL_FILE), expect=spec.model)
+
+
 def _run_trial(job: TrialSpec, folder: Path, store: Store, run: RunContext, every: int) -> dict[str, Any]:
-    recipe = recipe_for(job, lambda spec: Learngene.load(store.fetch(spec, LEARNGENE_FILE)))
+    recipe = recipe_for(job, lambda spec: _load_start(spec, store))
     model, progress = _train(recipe, job, run, every)
     scores = score_model(model, job.evaluation, job.extractor, store=store, seed=job.seed, run=run)
     source = score_source(model, job, store, run)
@@ -142,10 +112,7 @@ def _run_trial(job: TrialSpec, folder: Path, store: Store, run: RunContext, ever
     save_model(model, folder / MODEL_FILE)
     save_grid(scores.shown, folder / SAMPLES_FILE)
     metrics = {
-        "fid": scores.fid,
-        "kid": scores.kid,
-        "precision": scores.precision,
-        "recall": scores.recall,
+        **scores.values,
         "source_fid": source.fid,
         "eval_s": scores.eval_s + source.eval_s,
         "train_s": progress.train_s,

@@ -16,9 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fine_core.diffusion import Diffusion
-from trainables.batches import BatchSource
+from trainables.batches import Batch, BatchSource
 from trainables.checkpoint import report_checkpoint, restore_checkpoint
 from trainables.context import RunContext
+from trainables.feed import feed
 from trainables.spec import TrainingSpec
 
 LOG_EVERY_STEPS = 10
@@ -133,12 +134,11 @@ def train(
     progress = Progress() if state is None else Progress(**state.pop("progress"))
     total_steps = sum(phase.steps for phase in recipe.phases)
 
-    def batch_loss(forward: nn.Module, step: int) -> Tensor:
-        batch = batches.batch(step).share(run.rank, run.num_workers)
+    def batch_loss(forward: nn.Module, step: int, batch: Batch, images: Tensor) -> Tensor:
         options = recipe.forward_options(step)
         losses = diffusion.losses(
             lambda x, time, y: forward(x, time, y, **options),
-            batch.images,
+            images,
             batch.t,
             batch.labels,
             batch.noise,
@@ -165,8 +165,9 @@ def train(
         losses: list[Tensor] = []  # stay on the device until the next report
         started = time.perf_counter()
         reported_step = progress.step
-        for step in range(progress.step, end):
-            loss = batch_loss(trainer.forward, step)
+        steps = range(progress.step, end)
+        for step, batch, images in feed(batches, steps, rank=run.rank, num_workers=run.num_workers):
+            loss = batch_loss(trainer.forward, step, batch, images)
             trainer.step(loss, step - first_step)
             losses.append(loss.detach())
             progress.step = step + 1

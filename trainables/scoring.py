@@ -1,4 +1,4 @@
-"""Scores of a model: images drawn by all workers together, features, FID and KID under a protocol."""
+"""Scores of a model: images drawn by all workers together, their features, and what a protocol makes of them."""
 
 from __future__ import annotations
 
@@ -8,34 +8,35 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.utils import make_grid
 
 from fine_core.data import labels_to_sample, load_dataset
 from fine_core.dit import DiT
-from fine_core.evaluation import EvaluationSpec, fid_from_features, kid_from_features, precision_and_recall
-from fine_core.extractor import extract_features, load_extractor
-from fine_core.sampling import Tail, sample_batch
+from fine_core.evaluation import EvaluationSpec, compute_scores
+from fine_core.features import Features, extract_features
+from fine_core.sampling import Tail, draw_batch
 from trainables.context import RunContext
-from trainables.files import EXTRACTOR_FILE, FEATURES_FILE
+from trainables.scorer import Scorer, load_scorer
 from trainables.spec import ExtractorSpec, TrialSpec
 from trainables.store import Store
 
 NUM_SHOWN_SAMPLES = 40
+EXTRACTED_AT_ONCE = 64  # images: an extractor may be as large as Inception
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Scores on one dataset with their protocol, and the first images (N, C, H, H), uint8, to look at."""
+    """Scores on one dataset by their names, with their protocol, and the first images (N, C, H, H), uint8, to look at."""
 
-    fid: float
-    kid: float
-    precision: float
-    recall: float
+    values: dict[str, float]
     protocol: str
     shown: Tensor
     eval_s: float
+
+    @property
+    def fid(self) -> float:
+        return self.values["fid"]
 
 
 def score_model(
@@ -48,18 +49,13 @@ def score_model(
     run: RunContext,
     tail: Tail | None = None,
 ) -> Scores:
-    """Score a model on the dataset of `extractor_job`, whose artifact holds the reference features. The same on all ranks."""
+    """Score a model on the dataset of `extractor_job`, whose artifact holds the reference. The same on all ranks."""
     started = time.perf_counter()
-    extractor = load_extractor(store.fetch(extractor_job, EXTRACTOR_FILE)).to(run.device)
-    reference = load_file(store.fetch(extractor_job, FEATURES_FILE))[spec.reference_split]
-    features, shown = _sample_features(model, extractor, spec, dataset=extractor_job.dataset, seed=seed, run=run, tail=tail)
-    precision, recall = precision_and_recall(reference, features)
+    scorer = load_scorer(extractor_job, store, run.device)
+    features, shown = _sample_features(model, scorer, spec, dataset=extractor_job.dataset, seed=seed, run=run, tail=tail)
     return Scores(
-        precision=precision,
-        recall=recall,
-        fid=fid_from_features(reference, features),
-        kid=kid_from_features(reference, features, seed=seed),
-        protocol=spec.protocol(extractor_job.dataset, extractor.name),
+        values=compute_scores(scorer.reference, features, num_samples=spec.num_samples, seed=seed),
+        protocol=spec.protocol(scorer.extractor_name, scorer.reference_name),
         shown=shown,
         eval_s=time.perf_counter() - started,
     )
@@ -72,21 +68,23 @@ def score_source(model: DiT, base: TrialSpec, store: Store, run: RunContext) -> 
 
 
 def _sample_features(
-    model: DiT, extractor: nn.Module, spec: EvaluationSpec, *, dataset: str, seed: int, run: RunContext, tail: Tail | None
-) -> tuple[Tensor, Tensor]:
-    """Features (num_samples, F) of generated images, drawn by all workers together, and the first images."""
+    model: DiT, scorer: Scorer, spec: EvaluationSpec, *, dataset: str, seed: int, run: RunContext, tail: Tail | None
+) -> tuple[Features, Tensor]:
+    """Features of `num_samples` generated images, drawn by all workers together, and the first images."""
     model.eval()
-    labels = labels_to_sample(load_dataset(dataset, spec.reference_split), spec.num_samples).to(run.device)
+    labels = labels_to_sample(load_dataset(dataset, "pool"), spec.num_samples).to(run.device)
     if spec.unconditional:
         labels = torch.full_like(labels, model.config.num_classes)
-    mine: dict[int, tuple[Tensor, Tensor]] = {}
+    mine: dict[int, tuple[Features, Tensor]] = {}
     for index, batch_labels in enumerate(labels.split(spec.batch_size)):
         if index % run.num_workers == run.rank:  # batches have their own streams: images do not depend on who draws them
-            images = sample_batch(model, batch_labels, spec.sampler, seed=seed, index=index, tail=tail)
-            mine[index] = (extract_features(extractor, images), images[:NUM_SHOWN_SAMPLES].cpu())
+            drawn = draw_batch(model, batch_labels, spec.sampler, seed=seed, index=index, tail=tail)
+            images = scorer.to_images(drawn)
+            features = extract_features(scorer.extractor, images, batch_size=EXTRACTED_AT_ONCE)
+            mine[index] = (features, images[:NUM_SHOWN_SAMPLES].cpu())
     by_index = {index: pair for part in run.gather(mine) for index, pair in part.items()}
     ordered = [by_index[index] for index in sorted(by_index)]
-    return torch.cat([features for features, _ in ordered]), ordered[0][1]
+    return Features.join([features for features, _ in ordered]), ordered[0][1]
 
 
 def save_grid(images: Tensor, path: Path) -> None:

@@ -7,13 +7,13 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar
 
-from fine_core.data import dataset_info
+from fine_core.data import dataset_info, image_size_of
 from fine_core.dit import DiTConfig, ModelSize
 from fine_core.evaluation import EvaluationSpec
 from fine_core.retention import RetentionSchedule
 from fine_core.sampling import SamplerSpec
 
-SPEC_VERSION = 2  # raised when the same spec would give other numbers than before
+SPEC_VERSION = 3  # raised when the same spec would give other numbers than before
 
 
 def check(condition: bool, message: str) -> None:
@@ -80,7 +80,7 @@ class TrainingJobSpec(JobSpec):
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractorSpec(JobSpec):
-    """The feature extractor of an embedded dataset, and the reference features of its `pool` and `held_out` splits."""
+    """The feature extractor of an embedded dataset, and the reference statistics of its `pool` split."""
 
     kind: ClassVar[str] = "extractor"
     total_steps: ClassVar[int] = 0
@@ -90,6 +90,59 @@ class ExtractorSpec(JobSpec):
     @property
     def label(self) -> str:
         return f"feature extractor of {self.dataset}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSpec(JobSpec):
+    """A file that was brought along, known by the hash of its content. The sweep's process puts it into the store."""
+
+    kind: ClassVar[str] = "file"
+    label: ClassVar[str] = "file"
+    total_steps: ClassVar[int] = 0
+    sha256: str
+    name: str
+
+    @property
+    def quoted(self) -> str:
+        """Name and hash, as protocols quote them."""
+        return f"{self.name}@{self.sha256[:12]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeSpec(JobSpec):
+    """The autoencoder of latents, known by the hash of its files. The sweep's process puts it into the store."""
+
+    kind: ClassVar[str] = "vae"
+    label: ClassVar[str] = "VAE"
+    total_steps: ClassVar[int] = 0
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenExtractorSpec(ExtractorSpec):
+    """Features of an extractor that was brought along, and the reference statistics of a dataset by it.
+
+    The reference comes from the dataset's images (of latents: those that they were made from), or from an ADM `.npz`. `vae`
+    decodes what models of latents draw.
+    """
+
+    extractor: FileSpec
+    format: str
+    reference: FileSpec | None = None
+    vae: VaeSpec | None = None
+
+    def check_data(self) -> None:
+        """Raises ValueError if the dataset cannot be scored so. Looks at its files, which need not be there later."""
+        latents = dataset_info(self.dataset).latents
+        check(latents is None or self.vae is not None, f"{self.dataset} holds latents; name the VAE that decodes them: --vae")
+        check(
+            latents is None or latents.vae_sha256 == self.vae.sha256,
+            f"{self.dataset} was encoded by another VAE (sha256 {latents and latents.vae_sha256[:12]}...) than --vae",
+        )
+
+    @property
+    def needs(self) -> tuple[JobSpec, ...]:
+        return tuple(need for need in (self.extractor, self.reference, self.vae) if need is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +203,14 @@ class ScratchSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GivenSpec:
+    """The model that was brought along, at its own size and as it is."""
+
+    name: str = field(default="given", init=False)
+    source: SourceSpec
+
+
+@dataclass(frozen=True, kw_only=True)
 class FineSpec:
     """Start from a learngene: assemble the size, train sigma alone for `sigma_steps`, merge, go on unconstrained.
 
@@ -170,7 +231,7 @@ class TrialSpec(TrainingJobSpec):
     """One point: an initialization and a size, trained for `training.steps` in all (sigma steps included) and scored."""
 
     kind: ClassVar[str] = "trial"
-    initialization: ScratchSpec | FineSpec
+    initialization: ScratchSpec | FineSpec | GivenSpec
     model: DiTConfig
     dataset: str
     training: TrainingSpec
@@ -195,6 +256,8 @@ class TrialSpec(TrainingJobSpec):
     def needs(self) -> tuple[JobSpec, ...]:
         if isinstance(self.initialization, FineSpec):
             return (self.extractor, self.initialization.learngene)
+        if isinstance(self.initialization, GivenSpec):
+            return (self.extractor, self.initialization.source)
         return (self.extractor,)
 
 
@@ -296,7 +359,11 @@ class TransferSpec(TrainingJobSpec):
 
     @property
     def model(self) -> DiTConfig:
-        """The base's model, at the target's resolution. Raises ValueError if the target does not fit."""
+        """The base's model, at the target's resolution."""
+        return self.base.model.at_resolution(image_size_of(self.dataset))
+
+    def check_data(self) -> None:
+        """Raises ValueError if the target does not fit the base. Looks at its files, which need not be there later."""
         info, base = dataset_info(self.dataset), self.base.model
         check(
             info.channels == base.in_channels,
@@ -307,14 +374,18 @@ class TransferSpec(TrainingJobSpec):
             f"target {self.dataset!r} has {info.num_classes} classes, the base model's label table {base.num_classes}; "
             "name another target",
         )
-        return base.at_resolution(info.image_size)
+        source = dataset_info(self.base.dataset).latents
+        check(
+            (info.latents and (info.latents.vae_sha256, info.latents.scale)) == (source and (source.vae_sha256, source.scale)),
+            f"target {self.dataset!r} and source {self.base.dataset!r} must be latents of one VAE at one scale, or both images",
+        )
 
     @property
     def size(self) -> ModelSize:
         return self.base.size
 
     @property
-    def initialization(self) -> ScratchSpec | FineSpec:
+    def initialization(self) -> ScratchSpec | FineSpec | GivenSpec:
         return self.base.initialization
 
     @property

@@ -10,17 +10,30 @@ from trainables.spec import (
     BankSpec,
     CurveSpec,
     ExtractorSpec,
+    FileSpec,
     JobSpec,
     LearngeneSpec,
     RungSpec,
     SourceSpec,
     TransferSpec,
     TrialSpec,
+    VaeSpec,
 )
 
 KINDS = {
     spec.kind: spec
-    for spec in (BankSpec, CurveSpec, ExtractorSpec, LearngeneSpec, RungSpec, SourceSpec, TransferSpec, TrialSpec)
+    for spec in (
+        BankSpec,
+        CurveSpec,
+        ExtractorSpec,
+        FileSpec,
+        LearngeneSpec,
+        RungSpec,
+        SourceSpec,
+        TransferSpec,
+        TrialSpec,
+        VaeSpec,
+    )
 }
 
 

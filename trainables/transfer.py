@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from fine_core.checkpoints import load_model
-from fine_core.data import ImageSet, load_dataset
+from fine_core.data import load_dataset
 from fine_core.delta import load_delta, save_delta, squared_distance, trainable_tensors
 from fine_core.dit import DiT, count_macs
+from fine_core.image_set import ImageSet
 from fine_core.knowledge_bank import load_bank
 from fine_core.learngene import Learngene
 from fine_core.randomness import stream_seed
@@ -109,10 +110,7 @@ def run_transfer(job: TransferSpec, folder: Path, store: Store, run: RunContext,
     save_grid(scores.shown, folder / SAMPLES_FILE)
     num_trained = sum(tensor.numel() for tensor in trainable_tensors(tuned).values())
     metrics = {
-        "fid": scores.fid,
-        "kid": scores.kid,
-        "precision": scores.precision,
-        "recall": scores.recall,
+        **scores.values,
         "eval_s": scores.eval_s,
         "train_s": progress.train_s,
         "train_steps": progress.step,

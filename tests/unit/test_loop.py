@@ -7,11 +7,12 @@ from fine_core.data import load_dataset
 from fine_core.dit import DiT
 from fine_core.factorized import BLOCK_MATRICES, FactorizedDiT
 from tests.tiny import DyingContext, Killed, random_learngene, same, tiny_learngene, tiny_trial
-from trainables.batches import BatchOrder, DenoisingBatches
+from trainables.batches import DenoisingBatches
 from trainables.context import LocalContext
 from trainables.initializations import recipe_for
 from trainables.initializations.fine import LearngeneRecipe
 from trainables.loop import TrainingDiverged, train
+from trainables.order import BatchOrder
 
 
 def recipe(kind: str):

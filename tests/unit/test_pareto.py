@@ -18,6 +18,8 @@ def point(fid: float, params: int, *, stderr: float | None = 0.01, protocol: str
         "kid": 0.1,
         "precision": 0.9,
         "recall": None,
+        "sfid": None,
+        "inception_score": None,
         "train_s": 1.0,
         "eval_s": 1.0,
     }

@@ -13,8 +13,9 @@ from fine_core.diffusers_format import load_diffusers, load_pipeline
 from sweeps.pick import main
 from sweeps.picking import candidates, card, on_dataset, pick
 from tests.tiny import random_dit, tiny_bank, tiny_learngene, tiny_transfer, tiny_trial
+from trainables.brought import source_spec
 from trainables.context import LocalContext
-from trainables.jobs import run_job, source_spec
+from trainables.jobs import run_job
 from trainables.spec import CurveSpec, DecomposedLearngeneSpec, ExtractorSpec, RungSpec
 from trainables.spec_json import job_from_record
 from trainables.store import Store

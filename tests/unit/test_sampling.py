@@ -5,7 +5,7 @@ import torch
 
 from fine_core.dit import DiT, DiTConfig, ModelSize
 from fine_core.randomness import stream_generator, stream_seed
-from fine_core.sampling import SAMPLERS, SamplerSpec, sample_batch, sample_images, to_uint8
+from fine_core.sampling import SAMPLERS, SamplerSpec, draw_batch, sample_images, to_uint8
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["eps", "learned-variance"])
@@ -21,9 +21,9 @@ def model(request) -> DiT:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_batch_depends_on_its_index_and_on_nothing_drawn_before(model, sampler):
     spec, labels = SamplerSpec(sampler=sampler, sampling_steps=4), torch.arange(4) % 3
-    first, second, again = (sample_batch(model, labels, spec, seed=5, index=index) for index in (0, 1, 0))
+    first, second, again = (draw_batch(model, labels, spec, seed=5, index=index) for index in (0, 1, 0))
     assert torch.equal(first, again) and not torch.equal(first, second)
-    assert first.dtype == torch.uint8 and first.shape == (4, 1, 4, 4)
+    assert first.dtype == torch.float32 and first.shape == (4, 1, 4, 4)
 
 
 def test_guidance_reaches_the_images_and_scale_one_is_none(model):

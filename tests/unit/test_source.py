@@ -15,9 +15,10 @@ from sweeps.planning import plan_grid
 from sweeps.size_grid import main
 from tests.tiny import DyingContext, Killed, random_dit, tiny_config, tiny_trial
 from trainables.batches import DenoisingBatches, TaughtBatches
+from trainables.brought import publish_source, source_spec
 from trainables.context import LocalContext
 from trainables.files import LEARNGENE_FILE, MODEL_FILE
-from trainables.jobs import publish_source, run_job, source_spec
+from trainables.jobs import run_job
 from trainables.spec import DecomposedLearngeneSpec, ExtractorSpec, TrainingSpec
 from trainables.store import Store
 

@@ -136,8 +136,8 @@ def test_distances_are_those_of_the_weights(name, store, tmp_path):
 
 def test_the_source_is_scored_under_the_null_label(store, monkeypatch):
     drawn = []
-    monkeypatch.setattr(scoring, "sample_batch", lambda model, labels, *a, **k: drawn.append(labels) or torch.randint(
-        256, (len(labels), 1, 8, 8)).to(torch.uint8))  # fmt: skip
+    monkeypatch.setattr(scoring, "draw_batch", lambda model, labels, *a, **k: drawn.append(labels) or torch.rand(
+        len(labels), 1, 8, 8))  # fmt: skip
     scores = scoring.score_source(random_dit(), tiny_trial("fine"), store, LocalContext("unused"))
     assert (torch.cat(drawn) == 10).all() and "null label" in scores.protocol and "digits:pool" in scores.protocol
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fine_core.dit import DiT
 from fine_core.learngene import Learngene
 from trainables.initializations.fine import FineRecipe
+from trainables.initializations.given import GivenRecipe
 from trainables.initializations.scratch import ScratchRecipe
 from trainables.loop import Recipe
-from trainables.spec import FineSpec, LearngeneSpec, TrialSpec
+from trainables.spec import FineSpec, GivenSpec, LearngeneSpec, SourceSpec, TrialSpec
 
-INITIALIZATIONS = ("fine", "scratch")
+INITIALIZATIONS = ("fine", "scratch", "given")
 
 
-def recipe_for(trial: TrialSpec, load_learngene: Callable[[LearngeneSpec], Learngene]) -> Recipe:
-    """The recipe of a trial; a learngene is loaded only where one is needed."""
+def recipe_for(trial: TrialSpec, load: Callable[[LearngeneSpec | SourceSpec], Learngene | DiT]) -> Recipe:
+    """The recipe of a trial; a learngene or a given model is loaded only where one is needed."""
     if isinstance(trial.initialization, FineSpec):
-        return FineRecipe(trial, load_learngene(trial.initialization.learngene))
+        return FineRecipe(trial, load(trial.initialization.learngene))
+    if isinstance(trial.initialization, GivenSpec):
+        return GivenRecipe(load(trial.initialization.source))
     return ScratchRecipe(trial)

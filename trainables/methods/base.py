@@ -9,10 +9,10 @@ from importlib.util import find_spec
 
 import torch
 
-from fine_core.data import ImageSet
 from fine_core.delta import trainable_tensors
 from fine_core.difffit import DEFAULT_SPAN
 from fine_core.dit import DiT, DiTConfig
+from fine_core.image_set import ImageSource
 from fine_core.learngene import Learngene
 from trainables.batches import BatchSource, DenoisingBatches
 from trainables.spec import TransferSpec
@@ -34,8 +34,8 @@ class TransferData:
     """What batches are made from, on any device, for the run's: images of the target and of the knowledge bank (or None),
     and the base model."""
 
-    target: ImageSet
-    bank: ImageSet | None
+    target: ImageSource
+    bank: ImageSource | None
     base: DiT
     device: torch.device
 
