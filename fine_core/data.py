@@ -7,7 +7,7 @@ domain has few training images; scores are taken against it), `held_out` a fifth
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -136,3 +136,14 @@ def labels_to_sample(reference: ImageSource, num_samples: int) -> Tensor:
     order = torch.randperm(len(reference), generator=torch.Generator().manual_seed(0))
     repeats = -(-num_samples // len(reference))
     return reference.labels[order.repeat(repeats)[:num_samples]]
+
+
+def rows_in_mixed_order(data: ImageSource, batch_size: int) -> Iterator[Tensor]:
+    """All rows once, in a fixed random order; rows that lie together in groups stay together, the groups are mixed."""
+    generator = torch.Generator().manual_seed(0)
+    if data.group_sizes is None:
+        yield from torch.randperm(len(data), generator=generator).to(data.device).split(batch_size)
+        return
+    starts = data.group_sizes.cumsum(0) - data.group_sizes
+    for group in torch.randperm(len(data.group_sizes), generator=generator):
+        yield from torch.arange(int(starts[group]), int(starts[group] + data.group_sizes[group])).split(batch_size)

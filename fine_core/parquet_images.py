@@ -38,7 +38,7 @@ class ParquetReader:
         sizes, labels, schemas = [], [], []
         for index, file in enumerate(self.files):
             with self._opened(file) as opened:
-                self._check_columns(opened.schema_arrow, file)
+                self.check_columns(opened.schema_arrow, file)
                 schemas.append(opened.schema_arrow)
                 for group in range(opened.metadata.num_row_groups):
                     _check_group_bytes(opened.metadata.row_group(group), file)
@@ -61,10 +61,10 @@ class ParquetReader:
         try:
             return parquet.ParquetFile(file, filesystem=self.filesystem)
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{file} is no readable Parquet file: {str(error).splitlines()[0]}") from error
+            raise _unreadable(file, error) from error
 
     @staticmethod
-    def _check_columns(schema: pa.Schema, file: str) -> None:
+    def check_columns(schema: pa.Schema, file: str) -> None:
         kinds = {"image", "latent"} & set(schema.names)
         if len(kinds) != 1 or "label" not in schema.names:
             raise DataError(f"{file} has the columns {', '.join(schema.names)}; it needs `label`, and `image` or `latent`")
@@ -174,22 +174,40 @@ def _check_group_bytes(group: Any, file: str) -> None:
         )
 
 
+def _header(schema: pa.Schema, file: str) -> dict[str, Any]:
+    """What a file says of its latents. Raises DataError if it says nothing, or its rows are not what it says."""
+    text = (schema.metadata or {}).get(METADATA_KEY)
+    if text is None:
+        raise DataError(f"{file} does not say how its latents were made; make them with sweeps/encode_latents.py")
+    header = json.loads(text)
+    kind = schema.field("latent").type
+    length = int(np.prod(header["shape"]))
+    if not pa.types.is_fixed_size_list(kind) or kind.list_size != length or kind.value_type != pa.float16():
+        raise DataError(f"{file}: its latents are {kind}, its header says {header['shape']} in float16; encode it again")
+    return {"shape": header["shape"], "latents": header["latents"]}
+
+
 def _common_header(schemas: list[pa.Schema], files: list[str]) -> dict[str, Any]:
-    """What all files say of their latents. Raises DataError where they differ, or do not say."""
-    headers = []
-    for schema, file in zip(schemas, files, strict=True):
-        text = (schema.metadata or {}).get(METADATA_KEY)
-        if text is None:
-            raise DataError(f"{file} does not say how its latents were made; make them with sweeps/encode_latents.py")
-        header = json.loads(text)
-        kind = schema.field("latent").type
-        length = int(np.prod(header["shape"]))
-        if not pa.types.is_fixed_size_list(kind) or kind.list_size != length or kind.value_type != pa.float16():
-            raise DataError(f"{file}: its latents are {kind}, its header says {header['shape']} in float16; encode it again")
-        headers.append({"shape": header["shape"], "latents": header["latents"]})
+    """What all files say of their latents. Raises DataError where they differ."""
+    headers = [_header(schema, file) for schema, file in zip(schemas, files, strict=True)]
     for header, file in zip(headers, files, strict=True):
         if header != headers[0]:
             raise DataError(
                 f"{file} has latents of another kind than {files[0]}: {header}, not {headers[0]}; keep them in two folders"
             )
     return headers[0]
+
+
+def latents_of_file(filesystem: fs.FileSystem, path: str) -> tuple[list[int], LatentInfo]:
+    """Shape of a row (views, 2, C, h, h) and what the latents are. Raises DataError for a file that holds none."""
+    try:
+        schema = parquet.read_schema(path, filesystem=filesystem)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+    ParquetReader.check_columns(schema, path)
+    header = _header(schema, path)
+    return header["shape"], LatentInfo(**header["latents"])
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    return DataError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}")

@@ -9,13 +9,13 @@ from mlflow_setup.runs import PARENT_TAG
 from mlflow_setup.tracking import Tracking
 
 
-def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: str) -> str:
+def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: str, short_name: str) -> str:
     """Store the view of one sweep's points on one dataset in the experiment's tags; returns the part of its address that
     follows the server's. Points on different datasets never share a chart.
 
     The tag's format is that of the MLflow UI (read by version 3.17); the report's own figures do not depend on it.
     """
-    slug = f"front-{sweep_id}-{dataset}"
+    slug = f"front-{sweep_id}-{short_name}"
     section = "fine-sweeps-section"
     scatter = {"type": "SCATTER", "uuid": "fid-params", "metricSectionId": section, "isGenerated": False}
     scatter |= {"deleted": False, "runsCountToCompare": 500}
@@ -37,7 +37,7 @@ def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: 
         "compareRunSections": [
             {
                 "uuid": section,
-                "name": f"FID against size on {dataset}",  # the UI sorts sections by name, and has one called forgetting
+                "name": f"FID against size on {short_name}",  # the UI sorts sections by name, and has one called forgetting
                 "display": True,
                 "isReordered": False,
                 "deleted": False,
@@ -53,6 +53,6 @@ def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: 
         "viewMaximized": True,
     }
     now_ms = int(time.time() * 1000)
-    view = {"name": f"Size against FID on {dataset}", "createdAt": now_ms, "updatedAt": now_ms, "state": json.dumps(state)}
+    view = {"name": f"Size against FID on {short_name}", "createdAt": now_ms, "updatedAt": now_ms, "state": json.dumps(state)}
     tracking.client.set_experiment_tag(tracking.experiment_id, f"mlflow.sharedViewState.{slug}", json.dumps(view))
     return f"/#/experiments/{tracking.experiment_id}/runs?viewStateShareKey={slug}&compareRunsMode=CHART"

@@ -106,5 +106,7 @@ def dataset_named(text: str, options: dict[str, Any], brought: Brought) -> str:
     """The dataset that an option means, one by path with all that fixes its images. Raises ValueError."""
     if not is_by_path(text):
         return text
-    size = options["image_size"] or (DEFAULT_IMAGE_SIZE if brought.model is None else brought.model.config.input_size)
+    size = options["image_size"]
+    if size is None:
+        size = DEFAULT_IMAGE_SIZE if brought.model is None else brought.model.config.input_size
     return resolve(text, image_size=size, flips=options["flip"])

@@ -36,7 +36,7 @@ def main(**options) -> None:
 def _request(options: dict[str, Any]) -> Request:
     grid = grid_from(options)
     if grid.transfer is None:
-        raise ValueError("there is no curve without a transfer; name at least one with --transfer")
+        raise ValueError("there is no curve without a transfer; name at least one with --transfer, and a --target")
     depth, width = _chosen_size(grid, options["size"])
     named = [name for name in grid.transfer.initializations if (depth, width) in grid.sizes_of(name).values()]
     bases = [grid.trial(name, depth, width, seed) for name in named for seed in grid.seeds]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from fine_core.data import short_name
 from fine_core.dit import count_macs, count_parameters
 from sweeps.planning import Plan, estimated_core_s, evaluation_macs, predicted_serve_bytes, total_macs
 from trainables.spec import ExtractorSpec, JobSpec, RungSpec, TrainingJobSpec, TransferSpec, TrialSpec
@@ -188,7 +189,7 @@ def show_front(console: Console, rows: Sequence[dict[str, Any]]) -> None:
 
     A narrow terminal gets the columns that matter most: a number cut off would be a wrong one.
     """
-    title = f"Points on {rows[0]['dataset']} (* = on the front of parameters against FID)"
+    title = f"Points on {short_name(rows[0]['dataset'])} (* = on the front of parameters against FID)"
     table = Table(title=title, title_justify="left", box=SIMPLE)
     transferred = any(row["transfer"] != "none" for row in rows)
     cells_of = {"": lambda row: "*" if row["front_params_total"] else "", "point": lambda row: row["label"]}

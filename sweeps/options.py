@@ -24,7 +24,7 @@ from sweeps.brought import DEFAULT_IMAGE_SIZE, Brought, brought_by, dataset_name
 from sweeps.errors import StoppedSweep, without_password
 from sweeps.monitor import show_plan
 from sweeps.planning import GridSpec, Plan
-from sweeps.presets import EVALUATIONS, PRESETS
+from sweeps.presets import DEFAULT_TARGETS, EVALUATIONS, PRESETS
 from sweeps.running import RUNNERS, RunnerSpec, num_cpus
 from sweeps.settings import read_tuned
 from sweeps.transfer_planning import TransferGridSpec
@@ -153,7 +153,11 @@ _OPTIONS = [
     click.option("--sampling-steps", type=int, help="Denoising steps of an image."),
     click.option("--guidance-scale", type=float, help="Classifier-free guidance (1: none)."),
     click.option("--transfer", callback=names, help=f"Transfer methods: {', '.join(TRANSFER_METHODS)}; or {NO_TRANSFER}."),
-    click.option("--target", help="Dataset to take the base models to, as for --dataset."),
+    click.option(
+        "--target",
+        help="Dataset to take the base models to, as for --dataset.  "
+        f"[default: {', '.join(f'{target} for {dataset}' for dataset, target in DEFAULT_TARGETS.items())}; else none]",
+    ),
     click.option("--transfer-from", callback=names, help="Whose base models.  [default: fine, or all --methods without it]"),
     click.option("--transfer-steps", type=int, help="Training steps of a transfer."),
     click.option(
@@ -220,7 +224,8 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
 
 
 def _transfer_from(options: dict[str, Any], named: tuple[str, ...], brought: Brought) -> TransferGridSpec | None:
-    if options["transfer"] == (NO_TRANSFER,):
+    target = options["target"] or DEFAULT_TARGETS.get(options["dataset"])
+    if options["transfer"] == (NO_TRANSFER,) or target is None:
         return None
     bank_sampler = SamplerSpec(
         sampler=options["sampler"],
@@ -240,7 +245,7 @@ def _transfer_from(options: dict[str, Any], named: tuple[str, ...], brought: Bro
         steps=options["transfer_steps"],
         lr=options["transfer_lr"],
         bank_sampler=bank_sampler,
-        target=dataset_named(options["target"], options, brought),
+        target=dataset_named(target, options, brought),
         target_reference=brought.target_reference,
         **{name: options[name] for name in ("weighting", "retention_weight", "source_ratio")},
         **{name: options[name] for name in ("gamma_span", "bank_images")},

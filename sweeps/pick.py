@@ -12,17 +12,19 @@ from rich.console import Console
 
 from fine_core.checkpoints import save_model
 from fine_core.convert import describe
+from fine_core.data import short_name
 from fine_core.diffusers_format import export_diffusers
 from fine_core.ledger import file_bytes
 from mlflow_setup.registry import register_model
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
 from sweeps.options import DEFAULT_DATA_FOLDER, OneLineErrors, byte_count, data_folder_of
-from sweeps.picking import candidates, card, on_dataset, pick, served_model
+from sweeps.picking import candidates, card, on_dataset, pick, save_samples, served_model, vae_of
 from trainables.files import MODEL_FILE
 from trainables.store import Store
 
 CARD_FILE = "card.json"
 DIFFUSERS_FOLDER = "diffusers"
+SAMPLES_FILE = "samples.npz"
 
 
 @click.command(cls=OneLineErrors, epilog="Example: python sweeps/pick.py --max-serve-bytes 1MB --dataset digits --out small")
@@ -31,6 +33,7 @@ DIFFUSERS_FOLDER = "diffusers"
 @click.option("--max-gmacs", type=float, help="Most multiply-accumulates of a forward pass, in 10^9.")
 @click.option("--dataset", help="Scored on which dataset.  [default: the only one that there is]")
 @click.option("--out", type=Path, default=Path("picked"), show_default=True, help="Folder to write.")
+@click.option("--num-samples", type=click.IntRange(min=0), default=0, help="Images to draw, as an ADM .npz.")
 @click.option("--name", default="fine-sweeps", show_default=True, help="Name in MLflow's model registry.")
 @click.option("--storage-path", help=f"Results of the sweeps.  [default: {DEFAULT_DATA_FOLDER}]")
 @click.option("--tracking-uri", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else SQLite in the storage path]")
@@ -63,17 +66,20 @@ def _pick(options: dict[str, Any], console: Console) -> None:
     model = served_model(chosen, store)
     out.mkdir(parents=True)
     save_model(model, out / MODEL_FILE)
-    export_diffusers(model, out / DIFFUSERS_FOLDER)
+    export_diffusers(model, out / DIFFUSERS_FOLDER, vae=vae_of(chosen, store))
+    if options["num_samples"]:
+        save_samples(chosen, model, options["num_samples"], out / SAMPLES_FILE, store, console)
     (out / CARD_FILE).write_text(json.dumps(content, indent=1) + "\n")
     version = register_model(tracking, options["name"], out, content)
     error = content["fid_standard_error"]
     lines = [
-        f"picked from {len(found)} points on {content['dataset']}: {chosen.jobs[0].label}",
+        f"picked from {len(found)} points on {short_name(content['dataset'])}: {chosen.jobs[0].label}",
         describe(model.config),
         f"FID {content['fid']:.3f}" + ("" if error is None else f" ± {error:.3f}") + f" | {content['protocol']}",
         "made from: " + " <- ".join(f"{part['label']} ({part['id']})" for part in content["lineage"]),
         f"{out / MODEL_FILE}: {file_bytes(out / MODEL_FILE):,} bytes",
         f"{out / DIFFUSERS_FOLDER}: {file_bytes(out / DIFFUSERS_FOLDER):,} bytes, for DiTPipeline",
+        *([f"{out / SAMPLES_FILE}: {options['num_samples']:,} images"] if options["num_samples"] else []),
         f"registered as {options['name']} version {version} in {tracking.uri}",
     ]
     for line in lines:

@@ -6,16 +6,25 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import nn
 
 from fine_core.checkpoints import config_to_json, load_model, predicted_file_bytes
+from fine_core.data import labels_to_sample, load_dataset, short_name
 from fine_core.dit import DiT
+from fine_core.reference import save_samples_npz
+from fine_core.sampling import draw_batch
 from sweeps.pareto import OPTIONAL_MEANS, non_dominated, standard_error
 from sweeps.planning import model_shapes
 from trainables.files import MODEL_FILE
 from trainables.methods import transfer_method
+from trainables.scorer import load_scorer, load_stored_vae
 from trainables.spec import FineSpec, TransferSpec, TrialSpec, check
 from trainables.spec_json import job_from_record
 from trainables.store import Store
@@ -76,13 +85,13 @@ def _without_seeds(spec: Any) -> Any:
 def on_dataset(found: Sequence[Candidate], dataset: str | None) -> list[Candidate]:
     """Those of one dataset and protocol. Raises ValueError if that leaves none, or more than one protocol."""
     check(bool(found), "the store holds no scored point; run a sweep first")
-    datasets = sorted({candidate.jobs[0].dataset for candidate in found})
+    datasets = sorted({short_name(candidate.jobs[0].dataset) for candidate in found})
     check(
         dataset is not None or len(datasets) == 1, f"points on several datasets; choose one of {', '.join(datasets)}: --dataset"
     )
     dataset = dataset or datasets[0]
     check(dataset in datasets, f"no point on {dataset!r}; there are points on {', '.join(datasets)}")
-    chosen = [candidate for candidate in found if candidate.jobs[0].dataset == dataset]
+    chosen = [candidate for candidate in found if short_name(candidate.jobs[0].dataset) == dataset]
     protocols = sorted({candidate.records[0]["protocol"] for candidate in chosen})
     check(
         len(protocols) == 1,
@@ -110,6 +119,24 @@ def served_model(candidate: Candidate, store: Store) -> DiT:
     if isinstance(job, TransferSpec):
         return load_transferred(job, store)
     return load_model(store.fetch(job, MODEL_FILE), expect=job.model)
+
+
+def vae_of(candidate: Candidate, store: Store) -> nn.Module | None:
+    """The VAE that a model of latents is served with; None for a model of pixels."""
+    extractor = candidate.jobs[0].extractor
+    return None if extractor.vae is None else load_stored_vae(extractor.vae, store)
+
+
+def save_samples(candidate: Candidate, model: DiT, num_samples: int, path: Path, store: Store, console: Console) -> None:
+    """Draw images as the point's protocol draws them, with the labels of its dataset, and write them as an ADM `.npz`."""
+    job = candidate.jobs[0]
+    scorer = load_scorer(job.extractor, store, torch.device("cpu"))
+    labels = labels_to_sample(load_dataset(job.dataset, "pool"), num_samples).split(job.evaluation.batch_size)
+    images = []
+    for index, part in enumerate(track(labels, "drawing samples", console=console, transient=True)):
+        drawn = draw_batch(model.eval(), part, job.evaluation.sampler, seed=job.seed, index=index)
+        images.append(scorer.to_images(drawn))
+    save_samples_npz(path, torch.cat(images))
 
 
 def card(candidate: Candidate, found: Sequence[Candidate]) -> dict[str, Any]:

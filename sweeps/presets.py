@@ -33,7 +33,7 @@ class Preset:
     sampler: str = "dpm-solver++"
     sampling_steps: int
     guidance_scale: float = 1.0
-    target: str = "digits-rotated-few"
+    target: str | None = None
     transfer: str = "full,difffit,fine-sigma,diff-tuning"
     schedules: str = "linear,power:0.5"
     weighting: str = "sampling"
@@ -47,6 +47,10 @@ class Preset:
     bank_guidance_scale: float = 1.5
     gpus_per_worker: float = 0.0
     checkpoint_every_steps: int = 100
+
+
+# Where base models are taken when no target is named; those of other datasets are taken nowhere.
+DEFAULT_TARGETS = {"digits": "digits-rotated-few", "shapes": "shapes-few", "shapes-32": "shapes-few-32"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -92,6 +92,8 @@ def _request(options: dict[str, Any]) -> SearchRequest:
     options |= {"transfer": (options["method"],), "schedules": (options["schedule"],), "seeds": (options["seed"],)}
     RetentionSchedule.parse(options["schedule"])  # a name, not a file of found settings
     grid = grid_from(options)
+    if grid.transfer is None:
+        raise ValueError(f"there is nothing to search without a target for {options['dataset']}; name one with --target")
     limits = {"params_total": options["max_params"], "serve_bytes": options["max_serve_bytes"]}
     own = ("method", "objectives", "study_seed", "searched", "known_points", "early_stopping")
     own += ("reduction_factor", "proxy_samples", "study")
@@ -119,6 +121,9 @@ def _given_grid_options() -> tuple[str, ...]:
         alike = parameter.name not in (*ONE_EACH, "dry_run")
         if alike and context.get_parameter_source(parameter.name) == ParameterSource.COMMANDLINE:
             value = context.params[parameter.name]
+            if parameter.is_flag:
+                given.append((parameter.opts if value else parameter.secondary_opts)[0])
+                continue
             text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             given += [parameter.opts[0], text]
     return tuple(given)

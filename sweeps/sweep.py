@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from rich.console import Console
 
+from fine_core.data import short_name
 from mlflow_setup.curves import draw_curves, draw_schedules
 from mlflow_setup.report import draw_front, interactive_front, write_csv
 from mlflow_setup.runs import SweepRuns
@@ -29,6 +30,7 @@ from trainables.spec import FineSpec, JobSpec, TransferSpec, TrialSpec
 from trainables.store import Store
 
 MLFLOW_PORT = 5000
+MAX_NAMED = 5  # unreadable images
 PLAIN = str.maketrans({" ": "-", ":": None, ",": None})  # of a label in a file's name
 SCORED = TrialSpec | TransferSpec  # the jobs that are points, each with a run of its own
 
@@ -54,6 +56,7 @@ class Sweep:
         self.report_folder = data_folder / "reports" / plan.sweep_id
         self.reasons: dict[str, str] = {}
         self.timings: dict[str, float] = {}
+        self.said_unreadable: set[str] = set()
 
     def run(self) -> int:
         """Compute what is missing, then report. Returns the exit code: 0 all points done, 1 some failed."""
@@ -172,8 +175,18 @@ class Sweep:
     def finished(self, job: JobSpec) -> None:
         record = self.store.read_record(job)
         self.view.finished(job, record)
+        self._say_unreadable(job, record)
         if isinstance(job, SCORED):
             self._finish_child(job, record)
+
+    def _say_unreadable(self, job: JobSpec, record: dict[str, Any]) -> None:
+        """Once for each dataset."""
+        names = record["unreadable_images"]
+        if names and job.dataset not in self.said_unreadable:
+            self.said_unreadable.add(job.dataset)
+            what = f"{counted(len(names), 'image')} of {short_name(job.dataset)} cannot be read"
+            listed = ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
+            self.console.print(f"  {what}; the next one takes its place: {listed}", style="yellow", highlight=False)
 
     def _finish_child(self, job: SCORED, record: dict[str, Any]) -> None:
         self.runs.tag_child(job.id, "protocol", record["protocol"])
@@ -239,7 +252,7 @@ class Sweep:
         files: list[Path] = []
         for points, suffix in zip(groups.values(), self._suffixes(list(groups.values())), strict=True):
             rows = report_rows(points)
-            title = f"Size against FID on {points[0].dataset}"
+            title = f"Size against FID on {short_name(points[0].dataset)}"
             files.append(write_csv(rows, self.report_folder / f"pareto{suffix}.csv"))
             files.append(draw_front(rows, self.report_folder / f"pareto{suffix}.png", title=title))
             files.append(interactive_front(rows, self.report_folder / f"pareto{suffix}.html", title=title))
@@ -253,7 +266,7 @@ class Sweep:
         suffixes: list[str] = []
         for points in groups:
             base = any(point.transfer == "none" for point in points)
-            suffix = "" if base else f"-{points[0].dataset}"
+            suffix = "" if base else f"-{short_name(points[0].dataset)}"
             suffixes.append(f"{suffix}-{len(suffixes) + 1}" if suffix in suffixes else suffix)
         return suffixes
 
@@ -291,7 +304,7 @@ class Sweep:
 
     def _save_view(self, dataset: str) -> str | None:
         ids = self.plan.sweep_id, self.runs.parent_id
-        return self.runs.attempt(lambda: save_chart_view(self.tracking, *ids, dataset))
+        return self.runs.attempt(lambda: save_chart_view(self.tracking, *ids, dataset, short_name(dataset)))
 
 
 def executable_path(name: str) -> str:

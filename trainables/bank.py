@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,11 @@ NUM_REPORTS = 20
 
 
 def run_bank(job: BankSpec, folder: Path, store: Store, run: RunContext) -> dict[str, Any]:
-    """Draw the bank from its latest checkpoint on. The images do not depend on the number of workers."""
+    """Draw the bank from its latest checkpoint on, unless a twin has. The images do not depend on the number of workers."""
+    if (twin := store.twin(job)) is not None:
+        if run.rank == 0:
+            shutil.copyfile(store.fetch(twin, BANK_FILE), folder / BANK_FILE)
+        return {"metrics": store.read_record(twin)["metrics"]}
     model = load_model(store.fetch(job.base, MODEL_FILE), expect=job.model).to(run.device).eval()
     labels = bank_labels(job.num_images, job.model.num_classes, seed=job.seed).to(run.device).split(job.batch_size)
     seed, is_latent = stream_seed(job.seed, "bank"), dataset_info(job.base.dataset).latents is not None

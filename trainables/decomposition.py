@@ -9,14 +9,15 @@ from typing import Any
 from fine_core.checkpoints import load_model
 from fine_core.data import load_dataset
 from fine_core.decompose import decompose
-from fine_core.factorized import merge
+from fine_core.dit import DiT
+from fine_core.factorized import FactorizedDiT, merge
 from fine_core.learngene import Learngene
 from fine_core.randomness import stream_seed
 from trainables.batches import BatchSource, DenoisingBatches, TaughtBatches
 from trainables.context import RunContext
 from trainables.files import LEARNGENE_FILE, MODEL_FILE
 from trainables.initializations.fine import LearngeneRecipe
-from trainables.loop import train
+from trainables.loop import Progress, train
 from trainables.scoring import score_model
 from trainables.spec import DecomposedLearngeneSpec
 from trainables.store import Store
@@ -34,24 +35,18 @@ def run_decomposition(job: DecomposedLearngeneSpec, folder: Path, store: Store, 
         seed=stream_seed(job.seed, "init"),
     )
     scored = {"source": source, "decomposed": merge(copy.deepcopy(factorized).to(run.device))}
-    batches: BatchSource = DenoisingBatches(
-        load_dataset(job.dataset, "train"), job.training, null_label=job.model.num_classes, seed=job.seed, device=run.device
-    )
-    if job.teacher_weight > 0:
-        batches = TaughtBatches(denoising=batches, teacher=source.eval(), teacher_weight=job.teacher_weight)
-    recipe = LearngeneRecipe(job, start=factorized)
-    model, progress = train(recipe, batches=batches, training=job.training, run=run, checkpoint_every_steps=every)
-    scored["trained"] = merge(model)
+    learngene, progress = _train(job, source, factorized, store, run, every)
+    scored["trained"] = merge(learngene.assemble(job.model.size).to(run.device))
     scores = {
         name: score_model(dense, job.evaluation, job.extractor, store=store, seed=job.seed, run=run)
         for name, dense in scored.items()
     }
     if run.rank != 0:
         return {"metrics": {}}
-    learngene = Learngene.from_model(model)
     learngene.save(folder / LEARNGENE_FILE)
     metrics = {
         "train_s": progress.train_s,
+        "train_steps": progress.step,
         "eval_s": sum(score.eval_s for score in scores.values()),
         "params_total": learngene.num_parameters,
         "initialize_bytes": (folder / LEARNGENE_FILE).stat().st_size,
@@ -60,3 +55,19 @@ def run_decomposition(job: DecomposedLearngeneSpec, folder: Path, store: Store, 
         **{f"error/{matrix}/als": error.after_als for matrix, error in errors.items()},
     }
     return {"metrics": metrics, "protocol": scores["source"].protocol, "history": progress.history}
+
+
+def _train(
+    job: DecomposedLearngeneSpec, source: DiT, start: FactorizedDiT, store: Store, run: RunContext, every: int
+) -> tuple[Learngene, Progress]:
+    """Train the decomposed model under the constraint, unless a twin was."""
+    if (twin := store.twin(job)) is not None:
+        return Learngene.load(store.fetch(twin, LEARNGENE_FILE)), Progress.of_record(store.read_record(twin))
+    batches: BatchSource = DenoisingBatches(
+        load_dataset(job.dataset, "train"), job.training, null_label=job.model.num_classes, seed=job.seed, device=run.device
+    )
+    if job.teacher_weight > 0:
+        batches = TaughtBatches(denoising=batches, teacher=source.eval(), teacher_weight=job.teacher_weight)
+    recipe = LearngeneRecipe(job, start=start)
+    model, progress = train(recipe, batches=batches, training=job.training, run=run, checkpoint_every_steps=every)
+    return Learngene.from_model(model), progress

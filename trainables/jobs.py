@@ -11,6 +11,7 @@ from torch import nn
 
 from fine_core.checkpoints import load_model, save_model
 from fine_core.data import load_dataset
+from fine_core.data_by_path import is_by_path
 from fine_core.dit import DiT, count_macs, count_parameters
 from fine_core.learngene import Learngene
 from trainables.bank import run_bank
@@ -69,8 +70,14 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
                 record = run_curve(job, store, run)
         if run.rank == 0:
             record["metrics"] |= {"peak_memory_bytes": memory.bytes(), "job_s": time.perf_counter() - started}
-            store.publish(job, Path(folder), {**common_record(job), **record})
+            store.publish(job, Path(folder), {**common_record(job), **record, "unreadable_images": _unreadable_images(job)})
     run.report({"published": True}, None)
+
+
+def _unreadable_images(job: JobSpec) -> list[str]:
+    """Files of the job's dataset that this process could not decode, and took the next one for."""
+    dataset = getattr(job, "dataset", None)
+    return load_dataset(dataset, "train").corrupt if dataset is not None and is_by_path(dataset) else []
 
 
 def _train(recipe: Recipe, job: LearngeneSpec | TrialSpec, run: RunContext, every: int) -> tuple[nn.Module, Progress]:
@@ -102,9 +109,18 @@ def _load_start(spec: LearngeneSpec | SourceSpec, store: Store) -> Learngene | D
     return load_model(store.fetch(spec, MODEL_FILE), expect=spec.model)
 
 
+def _trained(job: TrialSpec, store: Store, run: RunContext, every: int) -> tuple[DiT, Progress, int]:
+    """The model of a trial, how its training went and how many parameters it moved last; trained only if no twin was."""
+    if (twin := store.twin(job)) is not None:
+        record = store.read_record(twin)
+        model = load_model(store.fetch(twin, MODEL_FILE), expect=job.model).to(run.device)
+        return model, Progress.of_record(record), record["metrics"]["params_trainable"]
+    model, progress = _train(recipe_for(job, lambda spec: _load_start(spec, store)), job, run, every)
+    return model, progress, sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def _run_trial(job: TrialSpec, folder: Path, store: Store, run: RunContext, every: int) -> dict[str, Any]:
-    recipe = recipe_for(job, lambda spec: _load_start(spec, store))
-    model, progress = _train(recipe, job, run, every)
+    model, progress, num_trainable = _trained(job, store, run, every)
     scores = score_model(model, job.evaluation, job.extractor, store=store, seed=job.seed, run=run)
     source = score_source(model, job, store, run)
     if run.rank != 0:
@@ -118,7 +134,7 @@ def _run_trial(job: TrialSpec, folder: Path, store: Store, run: RunContext, ever
         "train_s": progress.train_s,
         "train_steps": progress.step,
         "params_total": count_parameters(job.model),
-        "params_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "params_trainable": num_trainable,
         "macs": count_macs(job.model),
         "serve_bytes": (folder / MODEL_FILE).stat().st_size,
         "initialize_bytes": _initialize_bytes(job, store),

@@ -60,6 +60,12 @@ class Progress:
     train_s: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
+    @classmethod
+    def of_record(cls, record: dict[str, Any]) -> Progress:
+        """How a finished run went."""
+        metrics = record["metrics"]
+        return cls(step=metrics["train_steps"], train_s=metrics["train_s"], history=record["history"])
+
 
 class PhaseTrainer:
     """Optimizer and EMA over the trainable parameters of one phase's model."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fine_core.data import dataset_info, load_dataset
+from fine_core.data import dataset_info, load_dataset, rows_in_mixed_order
 from fine_core.extractor import load_extractor, save_extractor, train_extractor
 from fine_core.features import extract_features
 from fine_core.given_extractor import load_given_extractor
-from fine_core.image_set import DataError, ImageSource
+from fine_core.image_set import DataError
 from fine_core.latents import VAE_CONFIG, VAE_WEIGHTS, decode, load_vae
-from fine_core.randomness import stream_generator
 from fine_core.reference import Reference, ReferenceBuilder, reference_from_adm
 from fine_core.sampling import to_uint8
 from trainables.context import RunContext
 from trainables.files import EXTRACTOR_FILE, REFERENCE_FILE
-from trainables.spec import ExtractorSpec, GivenExtractorSpec
+from trainables.spec import ExtractorSpec, GivenExtractorSpec, VaeSpec
 from trainables.store import Store
 
 BATCH_SIZE = 64
@@ -57,9 +55,13 @@ def load_scorer(job: ExtractorSpec, store: Store, device: torch.device) -> Score
     latents = dataset_info(job.dataset).latents
     if latents is None:
         return Scorer(extractor=extractor, reference=reference, **named)
-    vae = load_vae(store.fetch(job.vae, VAE_CONFIG), store.fetch(job.vae, VAE_WEIGHTS)).to(device)
+    vae = load_stored_vae(job.vae, store).to(device)
     named["extractor_name"] += f" | VAE@{job.vae.sha256[:12]}"
     return Scorer(extractor=extractor, reference=reference, vae=vae, scale=latents.scale, **named)
+
+
+def load_stored_vae(job: VaeSpec, store: Store) -> nn.Module:
+    return load_vae(store.fetch(job, VAE_CONFIG), store.fetch(job, VAE_WEIGHTS))
 
 
 def _given_extractor(job: GivenExtractorSpec, store: Store) -> nn.Module:
@@ -98,7 +100,7 @@ def _reference_of(dataset: str, extractor: nn.Module, run: RunContext) -> Refere
     data, builder = load_dataset(dataset, "pool").to(run.device), ReferenceBuilder()
     report_every = max(BATCH_SIZE, len(data) // NUM_REPORTS)
     done = 0
-    for rows in _rows_in_mixed_order(data):
+    for rows in rows_in_mixed_order(data, BATCH_SIZE):  # mixed: of the features, the first ones are kept
         images = to_uint8(data.take(rows))
         _check_images(images, dataset)
         builder.add(extract_features(extractor, images))
@@ -111,14 +113,3 @@ def _reference_of(dataset: str, extractor: nn.Module, run: RunContext) -> Refere
 def _check_images(images: Tensor, dataset: str) -> None:
     if images.shape[1] not in (1, 3):
         raise DataError(f"{dataset} holds no images that can be a reference; name one with --reference")
-
-
-def _rows_in_mixed_order(data: ImageSource) -> Iterator[Tensor]:
-    """All rows once in batches; mixed, as the reference keeps the features of the first ones. Whole groups stay together."""
-    generator = stream_generator(0, "reference")
-    if data.group_sizes is None:
-        yield from torch.randperm(len(data), generator=generator).to(data.device).split(BATCH_SIZE)
-        return
-    starts = data.group_sizes.cumsum(0) - data.group_sizes
-    for group in torch.randperm(len(data.group_sizes), generator=generator):
-        yield from torch.arange(int(starts[group]), int(starts[group] + data.group_sizes[group])).split(BATCH_SIZE)

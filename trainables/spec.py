@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from fine_core.data import dataset_info, image_size_of
+from fine_core.data import dataset_info, image_size_of, short_name
 from fine_core.dit import DiTConfig, ModelSize
 from fine_core.evaluation import EvaluationSpec
 from fine_core.retention import RetentionSchedule
@@ -50,8 +50,12 @@ class JobSpec:
 
     @property
     def id(self) -> str:
-        content = {"version": SPEC_VERSION, "kind": self.kind, **asdict(self)}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return _hash({"version": SPEC_VERSION, "kind": self.kind, **asdict(self)})
+
+    @property
+    def made_id(self) -> str:
+        """A hash of all that fixes what a job makes, but not how that is scored: jobs that share it share their files."""
+        return _hash({"version": SPEC_VERSION, "kind": self.kind, **_without_scoring(asdict(self))})
 
     @property
     def folder(self) -> str:
@@ -66,6 +70,16 @@ class JobSpec:
     def run_id(self) -> str:
         """What this job's checkpoints are kept under: jobs of one `run_id` are stretches of the same training."""
         return self.id
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _without_scoring(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    return {name: _without_scoring(value) for name, value in content.items() if name not in ("evaluation", "extractor")}
 
 
 class TrainingJobSpec(JobSpec):
@@ -84,12 +98,13 @@ class ExtractorSpec(JobSpec):
 
     kind: ClassVar[str] = "extractor"
     total_steps: ClassVar[int] = 0
+    vae: ClassVar[None] = None
     dataset: str
     seed: int = 0
 
     @property
     def label(self) -> str:
-        return f"feature extractor of {self.dataset}"
+        return f"feature extractor of {short_name(self.dataset)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +158,10 @@ class GivenExtractorSpec(ExtractorSpec):
     @property
     def needs(self) -> tuple[JobSpec, ...]:
         return tuple(need for need in (self.extractor, self.reference, self.vae) if need is not None)
+
+    @property
+    def label(self) -> str:
+        return f"reference of {short_name(self.dataset)}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,17 @@ from trainables.spec import JobSpec
 
 CHECKPOINT_FOLDER = "tune"  # Ray Tune's: <attempt>/<run id>.<job id>/checkpoint_*
 WORKER_GROUP_FOLDER = "train"  # Ray Train's: <run id>/checkpoint_*
+
+
+MADE_FOLDER = "made"  # which job has made what: <made id>.json
+MADE_ONCE = ("learngene", "trial", "bank", "transfer")  # kinds of jobs that need not be computed again to be scored otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """A finished job that differs from another one in how it was scored alone."""
+
+    folder: str
 
 
 class StoreError(ValueError):
@@ -66,7 +78,7 @@ class Store:
         with self.filesystem.open_output_stream(path) as stream:
             stream.write(content)
 
-    def read_record(self, job: JobSpec) -> dict[str, Any] | None:
+    def read_record(self, job: JobSpec | Twin) -> dict[str, Any] | None:
         """The record of a finished job, else None. A half-written record counts as not finished.
 
         Raises StoreError for one that may not be read.
@@ -90,6 +102,12 @@ class Store:
             if record is not None:
                 yield record
 
+    def twin(self, job: JobSpec) -> Twin | None:
+        """A finished job that has made what this one is to make, and was scored in another way; None if there is none."""
+        index = self._read_json(f"{self.root}/{MADE_FOLDER}/{job.made_id}.json")
+        found = None if index is None else Twin(folder=f"{job.kind}/{index['id']}")
+        return found if found is not None and self.read_record(found) is not None else None
+
     def publish(self, job: JobSpec, folder: Path, record: dict[str, Any]) -> None:
         """Store the files of `folder`, then the record with their sizes and hashes: finished from then on."""
         target = f"{self.root}/{job.folder}"
@@ -100,8 +118,11 @@ class Store:
         partial = f"{target}/.{RECORD_FILE}.partial"
         self._write(partial, json.dumps({**record, "files": files}, indent=1).encode())
         self.filesystem.move(partial, f"{target}/{RECORD_FILE}")
+        if job.kind in MADE_ONCE:
+            self.filesystem.create_dir(f"{self.root}/{MADE_FOLDER}", recursive=True)
+            self._write(f"{self.root}/{MADE_FOLDER}/{job.made_id}.json", json.dumps({"id": job.id}).encode())
 
-    def fetch(self, job: JobSpec, name: str) -> Path:
+    def fetch(self, job: JobSpec | Twin, name: str) -> Path:
         """A local path of a finished job's file, checked against its hash. Raises StoreError if it is damaged."""
         record = self.read_record(job)
         if record is None:

@@ -76,9 +76,14 @@ def load_transferred(job: TransferSpec, store: Store) -> DiT:
 def _tune(
     job: TransferSpec, store: Store, run: RunContext, every: int, until_step: int | None = None
 ) -> tuple[TransferRecipe, DiT, Progress]:
-    """Train a transfer to its end, or to a rung. Returns the recipe, the tuned model and how it went."""
+    """Train a transfer to its end, unless a twin was, or to a rung. Returns the recipe, the tuned model and how it went."""
     base = load_base(job, store).eval()
     recipe = TransferRecipe(job, base, method_options(job, store), run.device)
+    twin = store.twin(job)
+    if twin is not None and until_step is None:
+        tuned = recipe.model_for(0, None)
+        load_delta(tuned, store.fetch(twin, DELTA_FILE))
+        return recipe, tuned, Progress.of_record(store.read_record(twin))
     bank: ImageSet | None = None
     if job.bank is not None:
         bank, _ = load_bank(store.fetch(job.bank, BANK_FILE), null_label=job.model.num_classes)

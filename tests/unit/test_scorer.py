@@ -1,0 +1,281 @@
+"""Scores by what a user brings along: extractors, references and VAEs by path, and scoring again without training again."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+from fine_core.checkpoints import save_model
+from fine_core.data_by_path import resolve
+from fine_core.dit import DiT, DiTConfig, ModelSize
+from fine_core.image_set import LatentInfo
+from fine_core.knowledge_bank import load_bank
+from fine_core.latents import VAE_WEIGHTS, decode, encode, load_vae, write_latents
+from fine_core.reference import Reference, save_samples_npz
+from fine_core.sampling import SamplerSpec, draw_batch
+from sweeps.size_grid import main
+from tests.pictures import image_folder
+from tests.tiny import random_dit, randomize, tiny_transfer, tiny_trial
+from trainables import jobs, transfer
+from trainables.brought import file_spec, publish_file, publish_source, publish_vae, source_spec, vae_spec
+from trainables.context import LocalContext
+from trainables.files import BANK_FILE, DELTA_FILE, MODEL_FILE, REFERENCE_FILE
+from trainables.jobs import run_job
+from trainables.scorer import load_scorer
+from trainables.spec import (
+    BankSpec,
+    ExtractorSpec,
+    GivenExtractorSpec,
+    GivenSpec,
+    ScratchSpec,
+    TrainingSpec,
+    TrialSpec,
+)
+from trainables.store import Store
+
+CPU = torch.device("cpu")
+
+
+class Means(torch.nn.Module):
+    """Features that anyone can compute: mean and deviation of each channel."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = images.float().flatten(2) / 255
+        return torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """An image folder, an extractor file, a VAE folder and latents of the images."""
+    root = tmp_path_factory.mktemp("place")
+    image_folder(root / "images", classes=3, per_class=8)
+    torch.jit.script(Means()).save(root / "means.pt")
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        latent_channels=4,
+        sample_size=16,
+    )
+    vae.save_pretrained(root / "vae")
+    return root
+
+
+def run(job, store: Store) -> dict:
+    run_job(job, store.location, LocalContext(f"{store.root}/contexts/{job.id}"), checkpoint_every_steps=4)
+    return store.read_record(job)
+
+
+def extractor_of(place, dataset: str, **fields) -> GivenExtractorSpec:
+    return GivenExtractorSpec(dataset=dataset, extractor=file_spec(place / "means.pt"), format="torchscript", **fields)
+
+
+def images(place, size: int = 8) -> str:
+    return resolve(f"imagefolder:{place}/images", image_size=size, flips=True)
+
+
+def trial_on(dataset: str, extractor: ExtractorSpec, *, channels: int, size: int, **changes) -> TrialSpec:
+    shape = ModelSize(depth=1, width=16, num_heads=2)
+    config = DiTConfig(size=shape, input_size=size, patch_size=2, in_channels=channels, num_classes=3, learn_sigma=False)
+    spec = {"initialization": ScratchSpec(), "model": config, "dataset": dataset, "extractor": extractor, "seed": 0}
+    spec |= {"training": TrainingSpec(steps=4, batch_size=8), "evaluation": tiny_trial().evaluation}
+    return TrialSpec(**{**spec, **changes})
+
+
+def test_images_by_path_are_learned_and_scored_by_an_extractor_by_path(place, tmp_path):
+    store, name = Store(tmp_path), images(place)
+    extractor = extractor_of(place, name)
+    publish_file(extractor.extractor, place / "means.pt", store)
+    run(extractor, store)
+    reference = Reference.load(store.fetch(extractor, REFERENCE_FILE))
+    assert reference.pooled.num_samples == 24 and reference.features.shape == (24, 6)
+    record = run(trial_on(name, extractor, channels=3, size=8), store)
+    metrics = record["metrics"]
+    assert {"fid", "kid", "precision", "recall"} <= set(metrics) and not {"sfid", "inception_score"} & set(metrics)
+    assert record["protocol"].startswith("means.pt@") and record["protocol"].endswith(f"reference {name}:pool")
+
+
+def test_a_reference_file_takes_the_place_of_the_images(place, tmp_path):
+    store, name = Store(tmp_path / "store"), images(place)
+    save_samples_npz(tmp_path / "reference.npz", torch.randint(256, (30, 3, 8, 8), dtype=torch.uint8))
+    extractor = extractor_of(place, name, reference=file_spec(tmp_path / "reference.npz"))
+    publish_file(extractor.extractor, place / "means.pt", store)
+    publish_file(extractor.reference, tmp_path / "reference.npz", store)
+    run(extractor, store)
+    scorer = load_scorer(extractor, store, CPU)
+    assert scorer.reference.pooled.num_samples == 30 and scorer.reference_name.startswith("reference.npz@")
+
+
+@pytest.fixture(scope="module")
+def latents(place):
+    """The name of a dataset of latents."""
+    from fine_core.data import load_dataset
+
+    name = resolve(f"imagefolder:{place}/images", image_size=16, flips=False)
+    data = load_dataset(name, "pool")
+    vae, job = load_vae(place / "vae" / "config.json", place / "vae" / VAE_WEIGHTS), vae_spec(place / "vae")
+    info = LatentInfo(vae_sha256=job.sha256, scale=0.5, data=name, image_size=16)
+    moments = encode(vae, data.take(torch.arange(len(data))), flips=True)
+    (place / "latents").mkdir()
+    store = Store(place / "latents")
+    write_latents(store.filesystem, f"{store.root}/part.parquet", moments, data.labels, info)
+    return resolve(f"parquet:{place}/latents", image_size=1, flips=True)
+
+
+def test_what_models_of_latents_draw_is_decoded_and_compared_with_the_images(place, latents, tmp_path):
+    store, vae = Store(tmp_path), vae_spec(place / "vae")
+    extractor = extractor_of(place, latents, vae=vae)
+    extractor.check_data()
+    publish_file(extractor.extractor, place / "means.pt", store)
+    publish_vae(vae, place / "vae", store)
+    run(extractor, store)
+    scorer = load_scorer(extractor, store, CPU)
+    assert scorer.reference.pooled.num_samples == 24 and f"VAE@{vae.sha256[:12]}" in scorer.extractor_name
+    drawn = torch.randn(5, 4, 8, 8)
+    their = AutoencoderKL.from_pretrained(place / "vae").eval()
+    with torch.no_grad():
+        expected = (127.5 * their.decode(drawn / 0.5).sample + 128).clamp(0, 255).to(torch.uint8)
+    assert torch.equal(scorer.to_images(drawn), expected) and torch.equal(decode(their, drawn, scale=0.5), expected)
+    base = trial_on(latents, extractor, channels=4, size=8)
+    assert run(base, store)["metrics"]["fid"] > 0
+    bank = BankSpec(base=base, num_images=10, sampler=SamplerSpec(sampling_steps=2), batch_size=8)
+    run(bank, store)
+    kept, _ = load_bank(store.fetch(bank, BANK_FILE), null_label=3)
+    assert kept.images.shape == (10, 4, 8, 8) and kept.images.unique().numel() > 300, "latents, not bytes"
+
+
+def test_latents_equal_those_of_diffusers_and_keep_the_mirror_images(place, latents):
+    from fine_core.data import load_dataset
+
+    data, pixels = (
+        load_dataset(latents, "train"),
+        load_dataset(resolve(f"imagefolder:{place}/images", image_size=16, flips=False), "train"),
+    )
+    their = AutoencoderKL.from_pretrained(place / "vae").eval()
+    with torch.no_grad():
+        posterior = their.encode(pixels.take(torch.arange(4)).flip(-1)).latent_dist
+    stored = data.reader.read(torch.arange(4)).float()
+    assert torch.allclose(stored[:, 1, 0], posterior.mean, atol=2e-3) and torch.allclose(
+        stored[:, 1, 1], posterior.std, atol=2e-3
+    )
+
+
+def test_a_given_model_is_a_base_as_it_is(tmp_path):
+    store, model = Store(tmp_path), random_dit(depth=2)
+    source = source_spec(model)
+    publish_source(source, model, store)
+    run(ExtractorSpec(dataset="digits"), store)
+    job = replace(
+        tiny_trial(), initialization=GivenSpec(source=source), model=source.model, training=TrainingSpec(steps=0, batch_size=16)
+    )
+    record = run(job, store)
+    assert record["metrics"]["train_steps"] == 0 and record["history"] == []
+    stored = load_file(store.fetch(job, MODEL_FILE))
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
+
+
+def test_another_protocol_scores_again_and_trains_nothing(tmp_path, monkeypatch):
+    store = Store(tmp_path / "store")
+    first = tiny_transfer("diff-tuning")
+    other = replace(tiny_trial().evaluation, num_samples=30, sampler=SamplerSpec(sampling_steps=3))
+    base = replace(first.base, evaluation=other)
+    second = replace(first, base=base, bank=replace(first.bank, base=base), evaluation=other)
+    assert second.id != first.id and second.made_id == first.made_id
+    for dataset in ("digits", "digits-inverted"):
+        run(ExtractorSpec(dataset=dataset), store)
+    learngene = first.base.initialization.learngene
+    for job in (learngene, first.base, first.bank, first):
+        run(job, store)
+    forbidden = lambda *a, **k: pytest.fail("trained or drawn again")  # noqa: E731
+    monkeypatch.setattr(jobs, "train", forbidden)
+    monkeypatch.setattr(transfer, "train", forbidden)
+    monkeypatch.setattr("trainables.bank.draw_batch", forbidden)
+    for job in (second.base, second.bank, second):
+        run(job, store)
+    for one, two, name in ((first.base, base, MODEL_FILE), (first.bank, second.bank, BANK_FILE)):
+        assert store.fetch(one, name).read_bytes() == store.fetch(two, name).read_bytes()
+    before, after = load_file(store.fetch(first, DELTA_FILE)), load_file(store.fetch(second, DELTA_FILE))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    old, new = store.read_record(first), store.read_record(second)
+    assert old["history"] == new["history"] and old["protocol"] != new["protocol"]
+    same = ("train_s", "params_trainable", "train_steps", "forgetting/distance", "forgetting/tuned_distance")
+    assert all(old["metrics"][name] == new["metrics"][name] for name in same)
+    assert (
+        store.read_record(base)["metrics"]["params_trainable"] == store.read_record(first.base)["metrics"]["params_trainable"]
+    )
+
+
+def test_what_was_made_for_another_training_is_not_taken(tmp_path):
+    store = Store(tmp_path)
+    trial = tiny_trial("scratch")
+    run(trial.extractor, store)
+    run(trial, store)
+    assert store.twin(replace(trial, seed=1)) is None and store.twin(tiny_trial("scratch", steps=9)) is None
+    again = replace(trial, evaluation=replace(trial.evaluation, num_samples=30))
+    assert store.twin(again).folder == trial.folder
+    (tmp_path / trial.folder / "record.json").unlink()
+    assert store.twin(again) is None, "its files are no longer complete"
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(main, [*arguments, "--dry-run"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "imagefolder:{place}/images"], "Name Inception's weights with --inception-weights PATH"),
+        (["--dataset", "imagefolder:{place}/nowhere", "--extractor", "{means}"], "no such folder"),
+        (["--dataset", "imagefolder:{place}/images", "--extractor", "{place}/none.pt"], "no such file"),
+        (["--dataset", "imagefolder:{place}/images", "--extractor", "{place}/images"], "suffix ''; an extractor is one of"),
+        (["--dataset", "imagefolder:{place}/images", "--extractor", "{means}", "--image-size", "0"], "image_size is 0"),
+        (["--dataset", "imagefolder:{place}/images", "--extractor", "{means}", "--image-size", "15"], "patch"),
+        (["--dataset", "imagefolder:{place}/images", "--inception-weights", "{means}"], "has a sha256 of"),
+        (["--dataset", "imagefolder:{place}/images", "--inception-weights", "{means}", "--extractor", "{means}"], "not both"),
+        (["--dataset", "digits", "--reference", "{means}"], "--reference needs an extractor"),
+        (["--dataset", "{latents}", "--extractor", "{means}"], "holds latents; name the VAE that decodes them: --vae"),
+        (["--dataset", "{latents}", "--extractor", "{means}", "--vae", "{other}"], "was encoded by another VAE"),
+        (
+            ["--dataset", "{latents}", "--extractor", "{means}", "--vae", "{place}/images"],
+            "no AutoencoderKL as diffusers saves it",
+        ),
+        (
+            ["--dataset", "{latents}", "--extractor", "{means}", "--vae", "{vae}", "--target", "imagefolder:{place}/images"],
+            "has 3 channels, the base model 4",
+        ),
+        (["--dataset", "imagefolder:{place}/images", "--extractor", "{means}", "--source", "{narrow}"], "and 2 classes"),
+        (["--methods", "given,fine"], "method 'given' is the model of --source; name one"),
+    ],
+)
+def test_bad_input_is_one_line(place, latents, tmp_path, arguments, message):
+    torch.manual_seed(5)
+    if not (place / "other-vae").exists():
+        vae = AutoencoderKL.from_pretrained(place / "vae")
+        randomize(vae).save_pretrained(place / "other-vae")
+    config = DiTConfig(
+        size=ModelSize(depth=1, width=16, num_heads=2),
+        input_size=32,
+        patch_size=2,
+        in_channels=3,
+        num_classes=2,
+        learn_sigma=False,
+    )
+    save_model(DiT(config), place / "narrow.safetensors")
+    names = {"place": place, "means": place / "means.pt", "vae": place / "vae", "other": place / "other-vae"}
+    names |= {"latents": f"parquet:{place}/latents", "narrow": place / "narrow.safetensors"}
+    given = [argument.format(**names) for argument in arguments]
+    result = invoke(*given, "--storage-path", str(tmp_path / "store"))
+    errors = [line for line in result.output.splitlines() if line.startswith("error")]
+    assert result.exit_code == 2 and len(errors) == 1 and message in errors[0], result.output
+
+
+def test_samples_of_a_model_do_not_depend_on_the_batches(place):
+    assert not torch.equal(
+        draw_batch(random_dit(), torch.zeros(2, dtype=torch.long), SamplerSpec(sampling_steps=2), seed=0, index=0),
+        draw_batch(random_dit(), torch.zeros(2, dtype=torch.long), SamplerSpec(sampling_steps=2), seed=0, index=1),
+    )
