@@ -21,6 +21,7 @@ from fine_core.image_files import CorruptImages
 from fine_core.image_set import DataError, LatentInfo
 from fine_core.latents import VAE_CONFIG, VAE_WEIGHTS, encode, load_vae, vae_sha256, write_latents
 from fine_core.parquet_images import latents_of_file
+from sweeps.monitor import counted
 from sweeps.options import OneLineErrors, command_line
 from sweeps.running import connect_cluster
 from trainables.spec import check
@@ -90,7 +91,8 @@ def _encode_all(options: dict[str, Any], console: Console) -> None:
     if data.scale is not None:
         raise DataError(f"{options['data']} holds latents already; name images")
     shards = _shards(torch.cat(list(rows_in_mixed_order(data, options["shard_images"]))), options["shard_images"])
-    missing = {name: rows for name, rows in shards.items() if not _is_done(store, name, info, options["flip"])}
+    done = _finished_shards(store, shards, info, options["flip"])
+    missing = {name: rows for name, rows in shards.items() if name not in done}
     console.print(f"{len(data):,} images in {len(shards)} shards, {len(missing)} to encode")
     started = time.monotonic()
     corrupt, number = CorruptImages(len(data)), 0
@@ -103,9 +105,13 @@ def _encode_all(options: dict[str, Any], console: Console) -> None:
             for name in unreadable:
                 corrupt.add(name, name)
     if corrupt.names:
-        console.print(f"{len(corrupt.names)} images cannot be read; the next one takes their place: {', '.join(corrupt.names)}")
+        what = f"{counted(len(corrupt.names), 'image')} cannot be read; the next one takes its place"
+        console.print(f"{what}: {', '.join(corrupt.names)}", highlight=False)
     written = sum(entry.size for entry in store.filesystem.get_file_info([f"{store.root}/{name}" for name in shards]))
-    console.print(f"{number:,} images encoded in {time.monotonic() - started:.0f} s; {written:,} bytes in {store.location}")
+    console.print(
+        f"{number:,} images encoded in {time.monotonic() - started:.0f} s; {written:,} bytes in {store.location}",
+        soft_wrap=True,
+    )
     console.print(f"to train on them: --dataset parquet:{store.location} --vae {vae}", soft_wrap=True, highlight=False)
 
 
@@ -115,15 +121,15 @@ def _shards(order: Tensor, shard_images: int) -> dict[str, Tensor]:
     return {f"part-{index:05}-of-{len(parts):05}.parquet": rows for index, rows in enumerate(parts)}
 
 
-def _is_done(store: Store, name: str, info: LatentInfo, flips: bool) -> bool:
-    """Whether a shard is there. Raises DataError if it is of other images, another VAE or other views."""
-    path = f"{store.root}/{name}"
-    if store.filesystem.get_file_info(path).type != fs.FileType.File:
-        return False
-    shape, found = latents_of_file(store.filesystem, path)
-    if found != info or shape[0] != 1 + flips:
-        raise DataError(f"{path} holds latents of other images, another VAE or other flips; name another --out")
-    return True
+def _finished_shards(store: Store, shards: dict[str, Tensor], info: LatentInfo, flips: bool) -> set[str]:
+    """Names of the shards that are there. Raises DataError if anything else is."""
+    entries = store.filesystem.get_file_info(fs.FileSelector(store.root))
+    found = {entry.base_name: entry.path for entry in entries if entry.base_name.endswith(".parquet")}
+    for name, path in found.items():
+        shape, made = latents_of_file(store.filesystem, path)
+        if name not in shards or made != info or shape[0] != 1 + flips:
+            raise DataError(f"{path} is of other images, another VAE, other flips or shards; name another --out")
+    return set(found)
 
 
 def _encoded(

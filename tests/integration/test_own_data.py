@@ -1,0 +1,106 @@
+"""From images, a checkpoint, an extractor and a VAE on disk to a model to take away, by the real commands."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from fine_core.diffusers_format import load_pipeline
+from tests.commands import ROOT, environment, sweep
+from tests.pictures import image_folder
+
+pytestmark = pytest.mark.slow
+
+
+class Means(torch.nn.Module):
+    """Mean and deviation of each channel."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = images.float().flatten(2) / 255
+        return torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    root = tmp_path_factory.mktemp("place")
+    image_folder(root / "images", classes=3, per_class=20)
+    image_folder(root / "target", classes=2, per_class=8)
+    (root / "images" / "class-1" / "7.png").write_bytes(b"damaged")
+    torch.jit.script(Means()).save(root / "means.pt")
+    torch.manual_seed(0)
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        latent_channels=4,
+        sample_size=16,
+    ).save_pretrained(root / "vae")
+    return root
+
+
+def encode_command(place: Path, data: str, out: str, *options: str) -> list[str]:
+    command = [sys.executable, str(ROOT / "sweeps/encode_latents.py"), "--vae", str(place / "vae")]
+    return [*command, "--data", f"imagefolder:{place / data}", "--out", str(place / out), "--image-size", "16", *options]
+
+
+def run(command: list[str], expect: int = 0) -> str:
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert result.returncode == expect, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_from_images_to_latents_to_a_pipeline(place):
+    whole = encode_command(place, "images", "whole", "--shard-images", "16", "--workers", "2")
+    output = run(whole)
+    assert "60 images in 4 shards, 4 to encode" in output and "class-1/7.png" in output and "60 images encoded" in output
+    started = subprocess.Popen(
+        encode_command(place, "images", "killed", "--shard-images", "4", "--batch-size", "1", "--workers", "1"),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    while not list((place / "killed").glob("part-*.parquet")):
+        assert started.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    done = {file.name: file.read_bytes() for file in (place / "killed").glob("part-*.parquet")}
+    output = run(encode_command(place, "images", "killed", "--shard-images", "4"))
+    assert f"60 images in 15 shards, {15 - len(done)} to encode" in output
+    assert all((place / "killed" / name).read_bytes() == content for name, content in done.items())
+    assert len(list((place / "killed").glob("part-*.parquet"))) == 15
+    assert "name another --out" in run(encode_command(place, "target", "whole", "--shard-images", "16"), expect=2)
+    run(encode_command(place, "target", "target-latents"))
+    given = ["--extractor", str(place / "means.pt"), "--vae", str(place / "vae"), "--dataset", f"parquet:{place / 'whole'}"]
+    transfer = ["--target", f"parquet:{place / 'target-latents'}", "--transfer", "diff-tuning", "--schedules", "linear"]
+    transfer += ["--transfer-steps", "6", "--bank-images", "30", "--bank-sampling-steps", "2", "--methods", "scratch"]
+    store = place / "latent-store"
+    output = sweep(store, *given, *transfer)
+    assert "Points on whole-8" in output and "Points on target-latents-8" in output and "VAE@" in output
+    picked = [sys.executable, str(ROOT / "sweeps/pick.py"), "--storage-path", str(store), "--out", str(place / "picked")]
+    run([*picked, "--dataset", "target-latents-8", "--num-samples", "10"])
+    pipeline = load_pipeline(place / "picked" / "diffusers")
+    assert pipeline([0, 1], num_inference_steps=2, output_type="np").images.shape == (2, 16, 16, 3)
+    assert np.load(place / "picked" / "samples.npz")["arr_0"].shape == (10, 16, 16, 3)
+
+
+def test_a_folder_of_images_is_a_dataset_and_another_protocol_trains_nothing(place):
+    store = place / "pixel-store"
+    given = ["--extractor", str(place / "means.pt"), "--dataset", f"imagefolder:{place / 'images'}", "--image-size", "8"]
+    given += ["--methods", "scratch"]
+    output = sweep(store, *given)
+    assert "1 image of images-8 cannot be read; the next one takes its place: class-1/7.png" in output
+    (first,) = store.glob("trial/*/model.safetensors")
+    before = first.read_bytes()
+    output = sweep(store, *given, "--num-samples", "40")
+    assert "scratch L2-D16 seed 0: done" in output
+    models = [file.read_bytes() for file in store.glob("trial/*/model.safetensors")]
+    assert models == [before, before]
