@@ -15,9 +15,10 @@ from typing import Any
 
 import click
 
+from sweeps.cluster import connect_cluster
 from sweeps.options import preset_grid
 from sweeps.planning import plan_grid
-from sweeps.running import FixedJobs, RunnerSpec, cluster_slots, connect_cluster, run_stage
+from sweeps.running import FixedJobs, RunnerSpec, cluster_slots, run_stage
 from trainables.spec import JobSpec
 from trainables.store import Store
 

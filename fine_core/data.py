@@ -102,6 +102,14 @@ def image_size_of(name: str) -> int:
     return DatasetPath.parse(name).image_size if is_by_path(name) else dataset_info(name).image_size
 
 
+def reference_dataset(name: str) -> str:
+    """The dataset whose images a dataset's models are compared with, as they are: of latents, what they were made from."""
+    if not is_by_path(name):
+        return name
+    latents = info_by_path(name).latents
+    return DatasetPath.parse(name).unflipped if latents is None else latents.data
+
+
 def short_name(name: str) -> str:
     """A dataset's name for titles and files: that of its folder and its size, if it is by path."""
     return name if name in DATASETS else DatasetPath.parse(name).short

@@ -45,6 +45,11 @@ class DatasetPath:
         """The folder's name and the size."""
         return f"{Path(self.path).stem}-{self.image_size}"
 
+    @property
+    def unflipped(self) -> str:
+        """The name of the same set whose images are taken as they are."""
+        return str(replace(self, flips=False))
+
     @classmethod
     def parse(cls, name: str) -> DatasetPath:
         """Raises DataError for a name that was not made by `resolve`."""
@@ -63,6 +68,8 @@ class DatasetPath:
 def resolve(text: str, *, image_size: int, flips: bool) -> str:
     """The name of the set that `text` (KIND:PATH) means. Raises DataError if there is none that can be used."""
     kind, _, path = text.partition(":")
+    if kind not in KINDS or not path:
+        raise DataError(f"{text!r} names no images; write {' or '.join(f'{kind}:PATH' for kind in KINDS)}")
     path = path if "://" in path else str(Path(path).expanduser().absolute())
     if image_size < 1:
         raise DataError(f"image_size is {image_size}; it must be at least 1")
@@ -101,16 +108,26 @@ class _Kept:
 
     def __init__(self, reader: Reader) -> None:
         self.reader, self.labels, self.row_shape, self.dtype = reader, reader.labels, reader.row_shape, reader.dtype
-        self.fingerprint, self.corrupt = reader.fingerprint, reader.corrupt
+        self.corrupt = reader.corrupt
         self.values = torch.empty((len(reader.labels), *reader.row_shape), dtype=reader.dtype)
         self.is_kept = torch.zeros(len(reader.labels), dtype=torch.bool)
 
     def read(self, rows: Tensor) -> Tensor:
         missing = rows[~self.is_kept[rows]].unique()
         if len(missing):
+            missing = self._with_their_groups(missing)
             self.values[missing] = self.reader.read(missing)
             self.is_kept[missing] = True
         return self.values[rows]
+
+    def _with_their_groups(self, rows: Tensor) -> Tensor:
+        """What lies in one group with `rows`: it is read with them, and would have to be read again."""
+        sizes = self.reader.group_sizes
+        if sizes is None:
+            return rows
+        ends = sizes.cumsum(0)
+        groups = torch.searchsorted(ends, rows, right=True).unique()
+        return torch.cat([torch.arange(int(ends[g] - sizes[g]), int(ends[g])) for g in groups])
 
 
 class FileSet:

@@ -5,9 +5,11 @@ They take uint8 images (N, C, H, H) and return what `fine_core.features.extract_
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -52,6 +54,15 @@ def load_given_extractor(path: str | os.PathLike, *, format: str) -> nn.Module:
     return extractor
 
 
+def weights_sha256(extractor: nn.Module) -> str:
+    """A hash of an extractor's tensors, wherever its code took them from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(extractor.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _load_torchscript(path: Path) -> nn.Module:
     try:
         with warnings.catch_warnings():
@@ -63,8 +74,9 @@ def _load_torchscript(path: Path) -> nn.Module:
 
 
 def _load_python(path: Path) -> nn.Module:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"extractor_{sha256_of(path)[:12]}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
         build = getattr(module, "build", None)

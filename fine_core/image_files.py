@@ -74,19 +74,29 @@ def decode(content: bytes, image_size: int) -> Tensor | None:
 
 
 def decode_rows(reader: FolderReader, rows: Tensor) -> Tensor:
-    """Decode `rows` (n,); in the place of an image that cannot be, the next one that can.
+    """Decode `rows` (n,); in the place of an image that cannot be, the next one of its class that can.
 
-    Which images a step sees depends therefore on the files alone, not on who reads them.
+    Which images a step sees depends therefore on the files alone, not on who reads them. Raises DataError if there are too
+    many that cannot, or none of a class that can.
     """
     wanted = rows.tolist()
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
         decoded = list(pool.map(partial(decode, image_size=reader.row_shape[-1]), reader.contents(wanted)))
     for place, row in enumerate(wanted):
-        while decoded[place] is None:
-            reader.corrupt.add(row, reader.name_of(row))
-            row = (row + 1) % len(reader.labels)
-            decoded[place] = decode(next(iter(reader.contents([row]))), reader.row_shape[-1])
+        if decoded[place] is None:
+            decoded[place] = _decode_next(reader, row)
     return torch.stack(decoded)
+
+
+def _decode_next(reader: FolderReader, row: int) -> Tensor:
+    alike = (reader.labels == reader.labels[row]).nonzero().squeeze(1).tolist()
+    start = alike.index(row)
+    for candidate in alike[start:] + alike[:start]:
+        image = decode(next(iter(reader.contents([candidate]))), reader.row_shape[-1])
+        if image is not None:
+            return image
+        reader.corrupt.add(candidate, reader.name_of(candidate))
+    raise DataError(f"no image of class {int(reader.labels[row])} can be read, such as {reader.name_of(row)}")
 
 
 class FolderReader:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import torch
 from pyarrow import fs, parquet
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fine_core.checkpoints import CheckpointError
@@ -45,9 +45,10 @@ def load_vae(config: str | os.PathLike, weights: str | os.PathLike) -> nn.Module
     from diffusers import AutoencoderKL
 
     try:
-        with torch.device("meta"):
-            vae = AutoencoderKL.from_config(json.loads(Path(config).read_text()))
-        vae.load_state_dict(load_file(weights), assign=True)
+        with tempfile.TemporaryDirectory() as folder:  # as a folder, so that diffusers renames what older versions wrote
+            for name, file in ((VAE_CONFIG, config), (VAE_WEIGHTS, weights)):
+                (Path(folder) / name).symlink_to(Path(file).absolute())
+            vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
     except Exception as error:  # diffusers and safetensors raise of every kind
         reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise CheckpointError(f"{config} and {weights} are no readable AutoencoderKL: {reason}") from error

@@ -20,7 +20,8 @@ from fine_core.image_files import CorruptImages, decode_rows
 from fine_core.image_set import DataError, LatentInfo
 
 METADATA_KEY = b"fine-sweeps"
-LANES = 8  # row groups that a batch is mixed from; as many are held in memory
+LANES = 8  # row groups that a batch is mixed from
+HELD_GROUPS = 2 * LANES  # in memory: a set may be read in two orders at once
 MAX_GROUP_BYTES = 2**29
 
 
@@ -68,6 +69,8 @@ class ParquetReader:
         kinds = {"image", "latent"} & set(schema.names)
         if len(kinds) != 1 or "label" not in schema.names:
             raise DataError(f"{file} has the columns {', '.join(schema.names)}; it needs `label`, and `image` or `latent`")
+        if "image" in kinds and not _holds_bytes(schema.field("image").type):
+            raise DataError(f"{file}: its images are {schema.field('image').type}; they must be encoded images as bytes")
 
     @staticmethod
     def _labels(column: pa.ChunkedArray, file: str) -> np.ndarray:
@@ -112,7 +115,7 @@ class ParquetReader:
                     raise DataError(f"{self.files[file]} is damaged: {str(error).splitlines()[0]}") from error
             if pa.types.is_struct(values.type):
                 values = values.field("bytes")
-            while len(self._held) >= LANES:
+            while len(self._held) >= HELD_GROUPS:
                 self._held.popitem(last=False)
             self._held[index] = values
         self._held.move_to_end(index)
@@ -166,10 +169,16 @@ def _parquet_files(filesystem: fs.FileSystem, root: str, path: str) -> list[str]
     return found
 
 
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
 def _check_group_bytes(group: Any, file: str) -> None:
     if group.total_byte_size > MAX_GROUP_BYTES:
         raise DataError(
-            f"{file} has a row group of {group.total_byte_size:,} bytes, of which {LANES} are held in memory; "
+            f"{file} has a row group of {group.total_byte_size:,} bytes, of which {HELD_GROUPS} are held in memory; "
             f"write it again with row groups of at most {MAX_GROUP_BYTES:,} bytes"
         )
 

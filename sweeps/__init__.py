@@ -1,1 +1,5 @@
-"""Which points to compute, and running them: command lines, plans, Ray Tune, fronts. Only here are Tune and click known."""
+"""Which points: plans, Ray Tune and Optuna. Importing it sets Ray's defaults, before any of its modules imports Ray."""
+
+from sweeps.ray_environment import set_defaults
+
+set_defaults()

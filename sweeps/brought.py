@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,10 +11,11 @@ from typing import Any
 
 import click
 
+from fine_core.checkpoints import CheckpointError
 from fine_core.convert import describe, open_any
 from fine_core.data_by_path import is_by_path, resolve
 from fine_core.dit import DiT
-from fine_core.given_extractor import extractor_format, load_given_extractor
+from fine_core.given_extractor import extractor_format, load_given_extractor, weights_sha256
 from sweeps.planning import ScoringSpec
 from trainables.brought import (
     file_spec,
@@ -80,10 +83,10 @@ def _read(
     scoring = None
     if "extractor" in paths:
         kind = "inception" if inception_weights else extractor_format(paths["extractor"])
-        load_given_extractor(paths["extractor"], format=kind)
         scoring = ScoringSpec(
             extractor=file_spec(paths["extractor"]),
             format=kind,
+            weights_sha256=_weights_of(paths["extractor"], kind),
             reference=file_spec(paths["reference"]) if "reference" in paths else None,
             vae=vae_spec(paths["vae"]) if "vae" in paths else None,
         )
@@ -94,6 +97,18 @@ def _read(
         target_reference=file_spec(paths["target_reference"]) if "target_reference" in paths else None,
         paths=paths,
     )
+
+
+def _weights_of(path: Path, kind: str) -> str:
+    """The hash of an extractor's weights, loaded from a copy as workers load it: code may not lean on files beside it."""
+    if not path.is_file():
+        raise CheckpointError(f"no such file: {path}")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = shutil.copyfile(path, Path(folder) / path.name)
+        try:
+            return weights_sha256(load_given_extractor(copy, format=kind))
+        except CheckpointError as error:
+            raise CheckpointError(str(error).replace(str(copy), str(path))) from error
 
 
 def _read_model(path: Path, num_heads: int | None) -> DiT:

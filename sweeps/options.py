@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import shlex
 import sys
@@ -13,19 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 from filelock import FileLock
 from rich.console import Console
 
 from fine_core.data import DATASETS
+from fine_core.data_by_path import is_by_path
 from fine_core.learngene import SIGMA_INITS, WIDTH_MODES
 from fine_core.sampling import SAMPLERS, SamplerSpec
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
 from sweeps.brought import DEFAULT_IMAGE_SIZE, Brought, brought_by, dataset_named
+from sweeps.cluster import is_joined, num_cpus
 from sweeps.errors import StoppedSweep, without_password
 from sweeps.monitor import show_plan
 from sweeps.planning import GridSpec, Plan
 from sweeps.presets import DEFAULT_TARGETS, EVALUATIONS, PRESETS
-from sweeps.running import RUNNERS, RunnerSpec, num_cpus
+from sweeps.running import RUNNERS, RunnerSpec
 from sweeps.settings import read_tuned
 from sweeps.transfer_planning import TransferGridSpec
 from trainables.initializations import INITIALIZATIONS
@@ -173,6 +175,7 @@ _OPTIONS = [
     click.option("--source-ratio", type=float, help="Diff-Tuning: share of a batch that is rehearsed."),
     click.option("--gamma-span", type=float, help="DiffFit: share of the blocks, from the first, that have scales."),
     click.option("--bank-images", type=int, help="Images of a knowledge bank."),
+    click.option("--bank-sampler", type=click.Choice(SAMPLERS), help="How they are drawn."),
     click.option("--bank-sampling-steps", type=int, help="Denoising steps of an image of the bank."),
     click.option("--bank-guidance-scale", type=float, help="Guidance of the bank's images."),
     click.option("--storage-path", help=f"Folder or URI for results and checkpoints.  [default: {DEFAULT_DATA_FOLDER}]"),
@@ -215,6 +218,8 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
     brought = brought_by(options)
     taken = {"sampler": sampler, "source": brought.source, "scoring": brought.scoring}
     taken["dataset"] = dataset_named(options["dataset"], options, brought)
+    if _is_given("image_size") and not any(is_by_path(options[name] or "") for name in ("dataset", "target")):
+        raise ValueError("--image-size is of images by path; the built-in sets have their own, leave it out")
     taken["methods"] = options["methods"] or (("fine", "scratch") if brought.source is None else ("given", "fine", "scratch"))
     if brought.source is not None:
         taken["head_dim"] = brought.source.model.size.head_dim  # heads keep their size at all widths
@@ -226,9 +231,12 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
 def _transfer_from(options: dict[str, Any], named: tuple[str, ...], brought: Brought) -> TransferGridSpec | None:
     target = options["target"] or DEFAULT_TARGETS.get(options["dataset"])
     if options["transfer"] == (NO_TRANSFER,) or target is None:
+        named = [f"--{name.replace('_', '-')}" for name in ("transfer", "target_reference") if _is_given(name)]
+        if target is None and named and options["transfer"] != (NO_TRANSFER,):
+            raise ValueError(f"{named[0]} needs a target for {options['dataset']}; name one with --target")
         return None
     bank_sampler = SamplerSpec(
-        sampler=options["sampler"],
+        sampler=options["bank_sampler"],
         sampling_steps=options["bank_sampling_steps"],
         guidance_scale=options["bank_guidance_scale"],
     )
@@ -250,6 +258,12 @@ def _transfer_from(options: dict[str, Any], named: tuple[str, ...], brought: Bro
         **{name: options[name] for name in ("weighting", "retention_weight", "source_ratio")},
         **{name: options[name] for name in ("gamma_span", "bank_images")},
     )
+
+
+def _is_given(name: str) -> bool:
+    """Whether an option was named on the command line."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source(name) == ParameterSource.COMMANDLINE
 
 
 def runner_from(options: dict[str, Any], batch_size: int) -> RunnerSpec:
@@ -314,7 +328,7 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
         if options["dry_run"]:
             asked.show(console, finished, slots)
             return
-        if not os.environ.get("RAY_ADDRESS"):
+        if not is_joined():
             runner.check_this_machine()
         data_folder.mkdir(parents=True, exist_ok=True)
         with FileLock(data_folder / ".databases.lock"):  # sweeps that create a fresh database together all fail

@@ -32,6 +32,7 @@ SAMPLES_FILE = "samples.npz"
 @click.option("--max-params", type=int, help="Largest number of parameters.")
 @click.option("--max-gmacs", type=float, help="Most multiply-accumulates of a forward pass, in 10^9.")
 @click.option("--dataset", help="Scored on which dataset.  [default: the only one that there is]")
+@click.option("--protocol", default="", help="Part of the protocol of the scores, where there are several.")
 @click.option("--out", type=Path, default=Path("picked"), show_default=True, help="Folder to write.")
 @click.option("--num-samples", type=click.IntRange(min=0), default=0, help="Images to draw, as an ADM .npz.")
 @click.option("--name", default="fine-sweeps", show_default=True, help="Name in MLflow's model registry.")
@@ -58,7 +59,7 @@ def _pick(options: dict[str, Any], console: Console) -> None:
     limits = {"serve_bytes": options["max_serve_bytes"], "params": options["max_params"], "gmacs": options["max_gmacs"]}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)
-    found = on_dataset(candidates(store), options["dataset"])
+    found = on_dataset(candidates(store), options["dataset"], options["protocol"])
     chosen = pick(found, limits)
     content = card(chosen, found)
     data_folder = data_folder_of(store)

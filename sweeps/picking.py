@@ -82,8 +82,8 @@ def _without_seeds(spec: Any) -> Any:
     return {k: v if k in shared else _without_seeds(v) for k, v in spec.items() if k != "seed"}
 
 
-def on_dataset(found: Sequence[Candidate], dataset: str | None) -> list[Candidate]:
-    """Those of one dataset and protocol. Raises ValueError if that leaves none, or more than one protocol."""
+def on_dataset(found: Sequence[Candidate], dataset: str | None, protocol: str = "") -> list[Candidate]:
+    """Those of one dataset, and of the one protocol that contains a text. Raises ValueError if there is none, or several."""
     check(bool(found), "the store holds no scored point; run a sweep first")
     datasets = sorted({short_name(candidate.jobs[0].dataset) for candidate in found})
     check(
@@ -93,12 +93,14 @@ def on_dataset(found: Sequence[Candidate], dataset: str | None) -> list[Candidat
     check(dataset in datasets, f"no point on {dataset!r}; there are points on {', '.join(datasets)}")
     chosen = [candidate for candidate in found if short_name(candidate.jobs[0].dataset) == dataset]
     protocols = sorted({candidate.records[0]["protocol"] for candidate in chosen})
+    fitting = [one for one in protocols if protocol in one]
+    check(bool(fitting), f"no protocol on {dataset} contains {protocol!r}; there are: {'; '.join(protocols)}")
     check(
-        len(protocols) == 1,
-        f"points on {dataset} have {len(protocols)} protocols, which cannot be compared: {'; '.join(protocols)}. "
-        "Pick from a storage path of one",
+        len(fitting) == 1,
+        f"points on {dataset} have {len(fitting)} protocols, which cannot be compared: {'; '.join(fitting)}. "
+        "Choose one by a part of it: --protocol '10000 samples'",
     )
-    return chosen
+    return [candidate for candidate in chosen if candidate.records[0]["protocol"] == fitting[0]]
 
 
 def pick(found: Sequence[Candidate], limits: dict[str, float]) -> Candidate:

@@ -60,6 +60,7 @@ class ScoringSpec:
 
     extractor: FileSpec
     format: str
+    weights_sha256: str
     reference: FileSpec | None = None
     vae: VaeSpec | None = None
 
@@ -173,9 +174,7 @@ class GridSpec:
 
     @property
     def _extractor(self) -> ExtractorSpec:
-        if self.scoring is None:
-            return scorer(self.dataset)
-        extractor = self.scoring.extractor_of(self.dataset)
+        extractor = scorer(self.dataset) if self.scoring is None else self.scoring.extractor_of(self.dataset)
         extractor.check_data()
         return extractor
 

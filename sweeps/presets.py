@@ -43,6 +43,7 @@ class Preset:
     transfer_steps: int
     transfer_lr: float
     bank_images: int
+    bank_sampler: str = "dpm-solver++"
     bank_sampling_steps: int
     bank_guidance_scale: float = 1.5
     gpus_per_worker: float = 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import uuid
 from collections import deque
@@ -12,36 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-# Read by Ray when it is imported or by the processes it starts; a value set by the user wins.
-RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # train.report returns at the controller's next poll
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep here, where the runs' statuses are set
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
-for _name, _value in RAY_ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)
-if not os.environ.get("RAY_ADDRESS"):
-    # Without a cluster Ray's processes stay on the loopback address, as they do on macOS by default.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+import ray
+import torch
+from pyarrow import fs
+from ray import tune
+from ray.tune.search import ConcurrencyLimiter, Searcher
 
-import ray  # noqa: E402
-import torch  # noqa: E402
-from pyarrow import fs  # noqa: E402
-from ray import tune  # noqa: E402
-from ray.tune.search import ConcurrencyLimiter, Searcher  # noqa: E402
-
-from trainables.context import RunContext  # noqa: E402
-from trainables.jobs import run_job  # noqa: E402
-from trainables.spec import ExtractorSpec, JobSpec, LearngeneSpec, check  # noqa: E402
-from trainables.store import CHECKPOINT_FOLDER, Store, checkpoint_folder_name  # noqa: E402
+from sweeps.cluster import num_cpus
+from trainables.context import RunContext
+from trainables.jobs import run_job
+from trainables.spec import ExtractorSpec, GivenExtractorSpec, JobSpec, LearngeneSpec, check
+from trainables.store import CHECKPOINT_FOLDER, Store, checkpoint_folder_name
 
 RUNNERS = ("auto", "train", "tune")
-OBJECT_STORE_BYTES = 200_000_000
 MAX_RETRIES = 1
 MIN_IMAGES_PER_WORKER = 16  # of a learngene's batch: more workers would wait for each other more than they compute
 
@@ -98,14 +80,9 @@ class RunnerSpec:
         return max(self.workers_per_trial, cluster_slots)
 
     def uses_worker_group(self, job: JobSpec, num_workers: int) -> bool:
-        if isinstance(job, ExtractorSpec) or self.runner == "tune":
+        if self.runner == "tune" or (isinstance(job, ExtractorSpec) and not isinstance(job, GivenExtractorSpec)):
             return False
         return self.runner == "train" or num_workers > 1 or self.gpus_per_worker > 0
-
-
-def num_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 class JobSource(Protocol):
@@ -138,22 +115,6 @@ class StageListener(Protocol):
     def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None: ...
     def finished(self, job: JobSpec) -> None: ...
     def failed(self, job: JobSpec, reason: str) -> None: ...
-
-
-def connect_cluster() -> None:
-    """Join the cluster that RAY_ADDRESS names (as in a Ray job), else start one on this machine, bound to loopback."""
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if os.environ.get("RAY_ADDRESS"):
-        own = {name: os.environ[name] for name in RAY_ENVIRONMENT}
-        ray.init(runtime_env={"env_vars": own}, **settings)
-    else:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus(),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            **settings,
-        )
 
 
 def cluster_slots(runner: RunnerSpec) -> int:

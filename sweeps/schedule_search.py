@@ -17,7 +17,7 @@ from sweeps.search_space import PARAMETERS
 from sweeps.search_view import show_search
 from sweeps.size_grid import main as size_grid
 from sweeps.study import OBJECTIVES, SAMPLERS
-from trainables.methods import TRANSFER_METHODS
+from trainables.methods import TRANSFER_METHODS, transfer_method
 
 if TYPE_CHECKING:
     from sweeps.search import ScheduleSearch
@@ -92,6 +92,7 @@ def _request(options: dict[str, Any]) -> SearchRequest:
     options |= {"transfer": (options["method"],), "schedules": (options["schedule"],), "seeds": (options["seed"],)}
     RetentionSchedule.parse(options["schedule"])  # a name, not a file of found settings
     grid = grid_from(options)
+    transfer_method(options["method"])
     if grid.transfer is None:
         raise ValueError(f"there is nothing to search without a target for {options['dataset']}; name one with --target")
     limits = {"params_total": options["max_params"], "serve_bytes": options["max_serve_bytes"]}

@@ -19,12 +19,13 @@ from mlflow_setup.report import draw_front, interactive_front, write_csv
 from mlflow_setup.runs import SweepRuns
 from mlflow_setup.tracking import Tracking
 from mlflow_setup.view import save_chart_view
+from sweeps.cluster import connect_cluster
 from sweeps.curves import curve_rows, decomposition_rows, used_schedules
 from sweeps.ledger import ledger_rows, ledger_totals
 from sweeps.monitor import ProgressView, counted, duration, show_curves, show_decomposition, show_front, show_ledger
 from sweeps.pareto import Point, Results, by_protocol, points_from, report_rows
 from sweeps.planning import Plan
-from sweeps.running import FixedJobs, JobSource, RunnerSpec, cluster_slots, connect_cluster, run_stage
+from sweeps.running import FixedJobs, JobSource, RunnerSpec, cluster_slots, run_stage
 from trainables.files import SAMPLES_FILE
 from trainables.spec import FineSpec, JobSpec, TransferSpec, TrialSpec
 from trainables.store import Store
@@ -136,7 +137,7 @@ class Sweep:
         if stage in ("base", "transfer"):
             slots = min(max(1, cluster_slots(self.runner) // self.runner.workers_per_trial), len(jobs))
             slots = min(slots, self.runner.max_concurrent or slots)
-            work_s = sum(r["metrics"]["train_s"] + r["metrics"]["eval_s"] for r in records)
+            work_s = sum(r["metrics"]["eval_s"] + (0.0 if r["made_by"] else r["metrics"]["train_s"]) for r in records)
             work_s += sum(r["metrics"].get("forgetting/eval_s", 0.0) for r in records)
             outside_s = (self.timings[stage] * slots - work_s) / len(jobs)
             line += f"; {outside_s:.1f} s per trial outside training and evaluation, on {slots} slots"
@@ -186,7 +187,7 @@ class Sweep:
             self.said_unreadable.add(job.dataset)
             what = f"{counted(len(names), 'image')} of {short_name(job.dataset)} cannot be read"
             listed = ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
-            self.console.print(f"  {what}; the next one takes its place: {listed}", style="yellow", highlight=False)
+            self.console.print(f"  {what}; the next of the class takes its place: {listed}", style="yellow", highlight=False)
 
     def _finish_child(self, job: SCORED, record: dict[str, Any]) -> None:
         self.runs.tag_child(job.id, "protocol", record["protocol"])

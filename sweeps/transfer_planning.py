@@ -103,9 +103,7 @@ class TransferGridSpec:
         """What scores the target: that of the base models, with the target's own reference."""
         if not isinstance(base.extractor, GivenExtractorSpec):
             return scorer(self.target)
-        extractor = replace(base.extractor, dataset=self.target, reference=self.target_reference)
-        extractor.check_data()
-        return extractor
+        return replace(base.extractor, dataset=self.target, reference=self.target_reference)
 
     def transfer(self, base: TrialSpec, name: str, settings: TransferSettings) -> TransferSpec:
         """One transfer of a base model. Raises ValueError if the target does not fit it."""
@@ -133,6 +131,7 @@ class TransferGridSpec:
             seed=base.seed,
         )
         transfer.check_data()
+        transfer.extractor.check_data()
         check(
             bank is None or transfer.model.input_size == base.model.input_size,
             f"{name} rehearses images of the source, which are smaller than those of {self.target!r}; leave it out",

@@ -26,7 +26,7 @@ NUM_REPORTS = 20
 
 def run_bank(job: BankSpec, folder: Path, store: Store, run: RunContext) -> dict[str, Any]:
     """Draw the bank from its latest checkpoint on, unless a twin has. The images do not depend on the number of workers."""
-    if (twin := store.twin(job)) is not None:
+    if (twin := run.agreed(store.twin(job))) is not None:
         if run.rank == 0:
             shutil.copyfile(store.fetch(twin, BANK_FILE), folder / BANK_FILE)
         return {"metrics": store.read_record(twin)["metrics"]}

@@ -35,6 +35,10 @@ class RunContext(ABC):
         torch.distributed.all_gather_object(items, item)
         return items
 
+    def agreed(self, item: Any) -> Any:
+        """Rank 0's item, on every rank: what each found in the store may differ."""
+        return self.gather(item)[0]
+
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The element-wise mean over all ranks, on every rank."""
         if self.num_workers > 1:

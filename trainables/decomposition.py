@@ -61,7 +61,7 @@ def _train(
     job: DecomposedLearngeneSpec, source: DiT, start: FactorizedDiT, store: Store, run: RunContext, every: int
 ) -> tuple[Learngene, Progress]:
     """Train the decomposed model under the constraint, unless a twin was."""
-    if (twin := store.twin(job)) is not None:
+    if (twin := run.agreed(store.twin(job))) is not None:
         return Learngene.load(store.fetch(twin, LEARNGENE_FILE)), Progress.of_record(store.read_record(twin))
     batches: BatchSource = DenoisingBatches(
         load_dataset(job.dataset, "train"), job.training, null_label=job.model.num_classes, seed=job.seed, device=run.device

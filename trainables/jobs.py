@@ -49,7 +49,7 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
     if store.read_record(job) is not None:
         return
     started = time.perf_counter()
-    memory = PeakMemory(run.device)
+    memory, twin = PeakMemory(run.device), store.twin(job)
     with tempfile.TemporaryDirectory() as folder:
         match job:
             case ExtractorSpec():
@@ -70,7 +70,8 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
                 record = run_curve(job, store, run)
         if run.rank == 0:
             record["metrics"] |= {"peak_memory_bytes": memory.bytes(), "job_s": time.perf_counter() - started}
-            store.publish(job, Path(folder), {**common_record(job), **record, "unreadable_images": _unreadable_images(job)})
+            record |= {"made_by": None if twin is None else twin.folder, "unreadable_images": _unreadable_images(job)}
+            store.publish(job, Path(folder), {**common_record(job), **record})
     run.report({"published": True}, None)
 
 
@@ -111,7 +112,7 @@ def _load_start(spec: LearngeneSpec | SourceSpec, store: Store) -> Learngene | D
 
 def _trained(job: TrialSpec, store: Store, run: RunContext, every: int) -> tuple[DiT, Progress, int]:
     """The model of a trial, how its training went and how many parameters it moved last; trained only if no twin was."""
-    if (twin := store.twin(job)) is not None:
+    if (twin := run.agreed(store.twin(job))) is not None:
         record = store.read_record(twin)
         model = load_model(store.fetch(twin, MODEL_FILE), expect=job.model).to(run.device)
         return model, Progress.of_record(record), record["metrics"]["params_trainable"]

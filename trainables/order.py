@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import gcd
 
 import torch
 from torch import Tensor
@@ -38,19 +37,18 @@ class BatchOrder:
 class GroupedOrder:
     """Rows of each global batch of a set that is read in groups of rows, of which few may be held at a time.
 
-    An epoch is a row of groups in random order, each with its rows in random order, cut into equal lanes; a batch takes
-    equally many rows of every lane, one lane after the other. So a batch touches about one group per lane, and workers that
+    An epoch is a row of groups in random order, each with its rows in random order, cut into LANES equal lanes. Samples are
+    dealt from the lanes in turn, and a batch has them lane by lane. So it touches about one group per lane, and workers that
     share a batch read different groups as long as there are no more workers than lanes.
     """
 
     def __init__(self, group_sizes: Tensor, batch_size: int, seed: int, stream: str = "epoch") -> None:
-        self.group_sizes, self.seed, self.stream = group_sizes, seed, stream
+        self.group_sizes, self.batch_size, self.seed, self.stream = group_sizes, batch_size, seed, stream
         self.starts = torch.cat([torch.zeros(1, dtype=torch.long), group_sizes.cumsum(0)])
-        self.num_rows, self.lanes = int(self.starts[-1]), gcd(batch_size, LANES)
-        self.per_lane = batch_size // self.lanes
-        self.borders = [lane * self.num_rows // self.lanes for lane in range(self.lanes + 1)]
-        self._epoch = lru_cache(maxsize=2 * self.lanes)(self._draw_epoch)
-        self._within = lru_cache(maxsize=4 * self.lanes)(self._draw_within)
+        self.num_rows = int(self.starts[-1])
+        self.borders = [lane * self.num_rows // LANES for lane in range(LANES + 1)]
+        self._epoch = lru_cache(maxsize=2 * LANES)(self._draw_epoch)
+        self._within = lru_cache(maxsize=4 * LANES)(self._draw_within)
 
     def _draw_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
         """The groups in this epoch's order, and where each ends in it."""
@@ -62,11 +60,12 @@ class GroupedOrder:
         return torch.randperm(int(self.group_sizes[group]), generator=generator) + self.starts[group]
 
     def rows(self, step: int) -> Tensor:
+        samples = range(step * self.batch_size, (step + 1) * self.batch_size)
         found = []
-        for lane in range(self.lanes):
+        for sample in sorted(samples, key=lambda sample: sample % LANES):
+            lane, place = sample % LANES, sample // LANES
             start, length = self.borders[lane], self.borders[lane + 1] - self.borders[lane]
-            for place in range(step * self.per_lane, (step + 1) * self.per_lane):
-                found.append(self._row(place // length, start + place % length))
+            found.append(self._row(place // length, start + place % length))
         return torch.stack(found)
 
     def _row(self, epoch: int, position: int) -> Tensor:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fine_core.data import dataset_info, load_dataset, rows_in_mixed_order
+from fine_core.checkpoints import CheckpointError
+from fine_core.data import dataset_info, load_dataset, reference_dataset, rows_in_mixed_order
 from fine_core.extractor import load_extractor, save_extractor, train_extractor
 from fine_core.features import extract_features
-from fine_core.given_extractor import load_given_extractor
+from fine_core.given_extractor import load_given_extractor, weights_sha256
 from fine_core.image_set import DataError
 from fine_core.latents import VAE_CONFIG, VAE_WEIGHTS, decode, load_vae
 from fine_core.reference import Reference, ReferenceBuilder, reference_from_adm
@@ -51,7 +52,7 @@ def load_scorer(job: ExtractorSpec, store: Store, device: torch.device) -> Score
         named = {"extractor_name": extractor.name, "reference_name": f"{job.dataset}:pool"}
         return Scorer(extractor=extractor, reference=reference, **named)
     extractor = _given_extractor(job, store).to(device)
-    named = {"extractor_name": job.extractor.quoted, "reference_name": _reference_name(job)}
+    named = {"extractor_name": job.quoted, "reference_name": _reference_name(job)}
     latents = dataset_info(job.dataset).latents
     if latents is None:
         return Scorer(extractor=extractor, reference=reference, **named)
@@ -65,17 +66,14 @@ def load_stored_vae(job: VaeSpec, store: Store) -> nn.Module:
 
 
 def _given_extractor(job: GivenExtractorSpec, store: Store) -> nn.Module:
-    return load_given_extractor(store.fetch(job.extractor, job.extractor.name), format=job.format)
+    extractor = load_given_extractor(store.fetch(job.extractor, job.extractor.name), format=job.format)
+    if weights_sha256(extractor) != job.weights_sha256:
+        raise CheckpointError(f"{job.extractor.name} has other weights here than where the sweep was planned")
+    return extractor
 
 
 def _reference_name(job: GivenExtractorSpec) -> str:
     return f"{reference_dataset(job.dataset)}:pool" if job.reference is None else job.reference.quoted
-
-
-def reference_dataset(dataset: str) -> str:
-    """The dataset whose images a dataset's models are compared with: of latents, the images that they were made from."""
-    latents = dataset_info(dataset).latents
-    return dataset if latents is None else latents.data
 
 
 def run_extractor(job: ExtractorSpec, folder: Path, store: Store, run: RunContext) -> dict[str, Any]:

@@ -115,12 +115,16 @@ class Store:
         self.filesystem.create_dir(target, recursive=True)
         for name in files:
             fs.copy_files(str(folder / name), f"{target}/{name}", fs.LocalFileSystem(), self.filesystem)
-        partial = f"{target}/.{RECORD_FILE}.partial"
-        self._write(partial, json.dumps({**record, "files": files}, indent=1).encode())
-        self.filesystem.move(partial, f"{target}/{RECORD_FILE}")
+        self._write_whole(target, RECORD_FILE, {**record, "files": files})
         if job.kind in MADE_ONCE:
             self.filesystem.create_dir(f"{self.root}/{MADE_FOLDER}", recursive=True)
-            self._write(f"{self.root}/{MADE_FOLDER}/{job.made_id}.json", json.dumps({"id": job.id}).encode())
+            self._write_whole(f"{self.root}/{MADE_FOLDER}", f"{job.made_id}.json", {"id": job.id})
+
+    def _write_whole(self, folder: str, name: str, content: dict[str, Any]) -> None:
+        """Write JSON so that nobody ever reads a part of it."""
+        partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
+        self._write(partial, json.dumps(content, indent=1).encode())
+        self.filesystem.move(partial, f"{folder}/{name}")
 
     def fetch(self, job: JobSpec | Twin, name: str) -> Path:
         """A local path of a finished job's file, checked against its hash. Raises StoreError if it is damaged."""
@@ -130,9 +134,12 @@ class Store:
         if self.is_local:
             path = Path(self.root) / job.folder / name
         else:
-            path = Path(tempfile.gettempdir()) / "fine-sweeps-cache" / job.folder / f"{os.getpid()}-{name}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            fs.copy_files(f"{self.root}/{job.folder}/{name}", str(path), self.filesystem, fs.LocalFileSystem())
+            path = Path(tempfile.gettempdir()) / "fine-sweeps-cache" / record["files"][name]["sha256"] / name
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_name(f"{os.getpid()}.partial")
+                fs.copy_files(f"{self.root}/{job.folder}/{name}", str(partial), self.filesystem, fs.LocalFileSystem())
+                partial.rename(path)
         if sha256_of(path) != record["files"][name]["sha256"]:
             raise StoreError(f"{path} is damaged (its hash differs from its record); delete {job.folder} to rebuild it")
         return path

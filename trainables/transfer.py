@@ -79,8 +79,7 @@ def _tune(
     """Train a transfer to its end, unless a twin was, or to a rung. Returns the recipe, the tuned model and how it went."""
     base = load_base(job, store).eval()
     recipe = TransferRecipe(job, base, method_options(job, store), run.device)
-    twin = store.twin(job)
-    if twin is not None and until_step is None:
+    if until_step is None and (twin := run.agreed(store.twin(job))) is not None:
         tuned = recipe.model_for(0, None)
         load_delta(tuned, store.fetch(twin, DELTA_FILE))
         return recipe, tuned, Progress.of_record(store.read_record(twin))

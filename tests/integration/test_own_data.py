@@ -97,7 +97,7 @@ def test_a_folder_of_images_is_a_dataset_and_another_protocol_trains_nothing(pla
     given = ["--extractor", str(place / "means.pt"), "--dataset", f"imagefolder:{place / 'images'}", "--image-size", "8"]
     given += ["--methods", "scratch"]
     output = sweep(store, *given)
-    assert "1 image of images-8 cannot be read; the next one takes its place: class-1/7.png" in output
+    assert "1 image of images-8 cannot be read; the next of the class takes its place: class-1/7.png" in output
     (first,) = store.glob("trial/*/model.safetensors")
     before = first.read_bytes()
     output = sweep(store, *given, "--num-samples", "40")

@@ -141,7 +141,7 @@ def test_a_larger_grid_computes_only_what_is_missing(inline):
 
 def test_a_sweep_without_a_cluster_listens_on_loopback_only(tmp_path):
     code = """
-from sweeps.running import connect_cluster
+from sweeps.cluster import connect_cluster
 import ray, psutil
 connect_cluster()
 mine = [psutil.Process(), *psutil.Process().children(recursive=True)]

@@ -15,6 +15,7 @@ from fine_core.data import dataset_info, image_size_of, load_dataset, short_name
 from fine_core.data_by_path import DatasetPath, resolve
 from fine_core.image_files import centre_crop
 from fine_core.image_set import DataError
+from fine_core.parquet_images import LANES
 from fine_core.sampling import to_uint8
 from tests.pictures import encoded, image_folder, image_shards, latent_shard, picture
 from trainables.batches import DenoisingBatches, RehearsingBatches, uniform_probabilities
@@ -119,20 +120,22 @@ def test_an_epoch_of_a_stream_touches_each_row_once(tmp_path, monkeypatch, batch
     batches = DenoisingBatches(
         data, TrainingSpec(steps=1, batch_size=batch_size), null_label=4, seed=0, device=torch.device("cpu")
     )
-    lanes = batches.order.lanes
-    assert lanes == {8: 8, 24: 8, 7: 1}[batch_size]
-    epochs = 3 * lanes * 105 // lanes  # rows of three epochs
-    seen = torch.cat([batches.order.rows(step) for step in range(epochs // batch_size)])
-    counts = Counter(seen.tolist())
-    assert set(counts) == set(range(105)) and max(counts.values()) <= 3 and min(counts.values()) >= 2
-    for lane in range(lanes):
-        own = torch.cat([
-            batches.order.rows(step)[lane * batch_size // lanes : (lane + 1) * batch_size // lanes]
-            for step in range(epochs // batch_size)
-        ])  # fmt: skip
-        length = batches.order.borders[lane + 1] - batches.order.borders[lane]
-        first, second = own[:length].tolist(), own[length : 2 * length].tolist()
-        assert len(set(first)) == length and first != second
+    order = batches.order
+    steps = 3 * 105 // batch_size  # three epochs
+    by_lane: dict[int, list[int]] = {lane: [] for lane in range(LANES)}
+    for step in range(steps):
+        lanes = sorted(sample % LANES for sample in range(step * batch_size, (step + 1) * batch_size))
+        assert len(set(lanes)) == min(LANES, batch_size), "a batch is mixed from all lanes"
+        for lane, row in zip(lanes, order.rows(step).tolist(), strict=True):
+            by_lane[lane].append(row)
+    counts = Counter(row for rows in by_lane.values() for row in rows)
+    assert set(counts) == set(range(105)) and max(counts.values()) <= 4 and min(counts.values()) >= 2
+    first_epoch = []
+    for lane, rows in by_lane.items():
+        length = order.borders[lane + 1] - order.borders[lane]
+        first_epoch += rows[:length]
+        assert rows[:length] != rows[length : 2 * length], "another epoch has another order"
+    assert sorted(first_epoch) == list(range(105)), "the lanes' first epochs are all rows, each once"
 
 
 def test_workers_of_a_stream_share_no_row_and_see_what_one_sees(tmp_path, monkeypatch):
@@ -173,6 +176,31 @@ def test_rehearsed_images_come_after_those_of_the_target(tmp_path):
     batch = batches.batch(0)
     assert torch.equal(batch.images[:8], adapting.batch(0).images) and len(batch.images) == len(batch.labels) == 12
     assert torch.equal(torch.cat([batch.share(rank, 3).images for rank in range(3)]), batch.images)
+
+
+def test_a_corrupt_image_is_replaced_by_one_of_its_class(tmp_path):
+    labels = [0, 1] * 60
+    images = [encoded(seed) for seed in range(120)]
+    images[6] = b"damaged"
+    parquet.write_table(pa.table({"image": images, "label": labels}), tmp_path / "x.parquet")
+    _, data = load(f"parquet:{tmp_path}/x.parquet")
+    taken = data.take(torch.tensor([6, 8]))
+    assert torch.equal(taken[0], taken[1]) and data.corrupt == ["x.parquet row 6"]
+    parquet.write_table(pa.table({"image": [b"x"], "label": [0]}), tmp_path / "y.parquet")
+    _, data = load(f"parquet:{tmp_path}/y.parquet")
+    with pytest.raises(DataError, match="no image of class 0 can be read, such as y.parquet row 0"):
+        data.take(torch.tensor([0]))
+
+
+def test_a_small_part_of_a_large_group_is_not_read_again(tmp_path, monkeypatch):
+    _, data = load(f"parquet:{image_shards(tmp_path / 'x', shards=1, rows_per_shard=60, group=20)}")
+    read = []
+    monkeypatch.setattr(
+        data.reader.reader, "read", lambda rows: read.append(rows) or torch.zeros(len(rows), 3, 8, 8, dtype=torch.uint8)
+    )
+    for row in torch.randperm(60):
+        data.take(row[None])
+    assert sorted(len(rows) for rows in read) == [20, 20, 20]
 
 
 def test_corrupt_images_are_named_and_replaced_by_the_next_one_up_to_a_limit(tmp_path):
@@ -225,6 +253,8 @@ def one_file(tmp_path, **columns):
         (lambda p: one_file(p, image=[b"x"], label=["cat"]), "labels must be whole numbers without gaps, they are string"),
         (lambda p: one_file(p, image=[b"x"], label=[-1]), "label -1 is negative"),
         (lambda p: one_file(p, image=pa.array([], pa.binary()), label=pa.array([], pa.int64())), "has no rows"),
+        (lambda p: one_file(p, image=["a"], label=[0]), "images are string; they must be encoded images as bytes"),
+        (lambda p: "digits", "'digits' names no images; write imagefolder:PATH or parquet:PATH"),
         (lambda p: one_file(p, latent=[[1.0]], label=[0]), "does not say how its latents were made"),
         (lambda p: broken(p), "is no readable Parquet file"),
         (lambda p: other_length(p), r"its latents are .*\[8\].*, its header says \[1, 2, 4, 2, 2\] in float16"),

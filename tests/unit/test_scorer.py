@@ -1,21 +1,26 @@
 """Scores by what a user brings along: extractors, references and VAEs by path, and scoring again without training again."""
 
+import shutil
 from dataclasses import replace
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from fine_core.checkpoints import save_model
+from fine_core.checkpoints import CheckpointError, save_model
 from fine_core.data_by_path import resolve
 from fine_core.dit import DiT, DiTConfig, ModelSize
+from fine_core.given_extractor import load_given_extractor, weights_sha256
 from fine_core.image_set import LatentInfo
 from fine_core.knowledge_bank import load_bank
 from fine_core.latents import VAE_WEIGHTS, decode, encode, load_vae, write_latents
 from fine_core.reference import Reference, save_samples_npz
-from fine_core.sampling import SamplerSpec, draw_batch
+from fine_core.sampling import SamplerSpec
+from sweeps.options import grid_from, grid_options
+from sweeps.planning import plan_grid
 from sweeps.size_grid import main
 from tests.pictures import image_folder
 from tests.tiny import random_dit, randomize, tiny_transfer, tiny_trial
@@ -72,7 +77,9 @@ def run(job, store: Store) -> dict:
 
 
 def extractor_of(place, dataset: str, **fields) -> GivenExtractorSpec:
-    return GivenExtractorSpec(dataset=dataset, extractor=file_spec(place / "means.pt"), format="torchscript", **fields)
+    weights = weights_sha256(load_given_extractor(place / "means.pt", format="torchscript"))
+    named = {"extractor": file_spec(place / "means.pt"), "format": "torchscript", "weights_sha256": weights}
+    return GivenExtractorSpec(dataset=dataset, **named, **fields)
 
 
 def images(place, size: int = 8) -> str:
@@ -97,7 +104,9 @@ def test_images_by_path_are_learned_and_scored_by_an_extractor_by_path(place, tm
     record = run(trial_on(name, extractor, channels=3, size=8), store)
     metrics = record["metrics"]
     assert {"fid", "kid", "precision", "recall"} <= set(metrics) and not {"sfid", "inception_score"} & set(metrics)
-    assert record["protocol"].startswith("means.pt@") and record["protocol"].endswith(f"reference {name}:pool")
+    assert record["protocol"].startswith("means.pt@") and record["protocol"].endswith(
+        f"reference {name.replace(',flips', '')}:pool"
+    )
 
 
 def test_a_reference_file_takes_the_place_of_the_images(place, tmp_path):
@@ -249,6 +258,12 @@ def invoke(*arguments: str):
             "has 3 channels, the base model 4",
         ),
         (["--dataset", "imagefolder:{place}/images", "--extractor", "{means}", "--source", "{narrow}"], "and 2 classes"),
+        (["--dataset", "imagefolder:{place}/images", "--extractor", "{means}", "--vae", "{vae}"], "--vae is for latents"),
+        (
+            ["--dataset", "imagefolder:{place}/images", "--extractor", "{means}", "--transfer", "full"],
+            "needs a target",
+        ),
+        (["--image-size", "16"], "--image-size is of images by path"),
         (["--methods", "given,fine"], "method 'given' is the model of --source; name one"),
     ],
 )
@@ -274,8 +289,52 @@ def test_bad_input_is_one_line(place, latents, tmp_path, arguments, message):
     assert result.exit_code == 2 and len(errors) == 1 and message in errors[0], result.output
 
 
-def test_samples_of_a_model_do_not_depend_on_the_batches(place):
-    assert not torch.equal(
-        draw_batch(random_dit(), torch.zeros(2, dtype=torch.long), SamplerSpec(sampling_steps=2), seed=0, index=0),
-        draw_batch(random_dit(), torch.zeros(2, dtype=torch.long), SamplerSpec(sampling_steps=2), seed=0, index=1),
+def test_a_vae_of_an_older_diffusers_is_loaded_too(place, tmp_path):
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(place / "vae" / VAE_WEIGHTS)
+    renamed = {}
+    for name, tensor in tensors.items():
+        for new, before in old.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{before}.")
+        renamed[name] = tensor
+    assert renamed.keys() != tensors.keys()
+    shutil.copytree(place / "vae", tmp_path / "vae")
+    save_file(renamed, tmp_path / "vae" / VAE_WEIGHTS, metadata={"format": "pt"})
+    vae = load_vae(tmp_path / "vae" / "config.json", tmp_path / "vae" / VAE_WEIGHTS)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in vae.state_dict().items())
+
+
+def test_code_is_known_by_the_weights_that_it_leads_to(place, tmp_path):
+    name = images(place)
+    code = "import torch\ndef build():\n    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4))\n"
+    code += (
+        f"    net = torch.nn.Sequential(Bytes(), net)\n    net.load_state_dict(torch.load('{tmp_path}/w.pt'))\n    return net\n"
     )
+    code += "class Bytes(torch.nn.Module):\n    def forward(self, x):\n        return x.float()\n"
+    (tmp_path / "code.py").write_text(code)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        torch.save({"1.1.weight": torch.randn(4, 192), "1.1.bias": torch.zeros(4)}, tmp_path / "w.pt")
+        extractor = load_given_extractor(tmp_path / "code.py", format="python")
+        fields = {"extractor": file_spec(tmp_path / "code.py"), "format": "python"}
+        job = GivenExtractorSpec(dataset=name, weights_sha256=weights_sha256(extractor), **fields)
+        store = Store(tmp_path / f"store-{seed}")
+        publish_file(job.extractor, tmp_path / "code.py", store)
+        if seed == 0:
+            first, first_store = job, store
+            run(job, store)
+    assert first.id != job.id and first.quoted != job.quoted
+    with pytest.raises(CheckpointError, match="has other weights here than where the sweep was planned"):
+        load_scorer(first, first_store, CPU)
+
+
+def test_the_ladder_of_scores_changes_nothing_that_is_made():
+    plans = [preset_plan("--eval", level) for level in ("quick", "standard", "paper")]
+    made = [[job.made_id for stage in ("source", "base", "bank", "transfer") for job in getattr(plan, stage)] for plan in plans]
+    assert len(made[0]) > 20 and sorted(made[0]) == sorted(made[1]) == sorted(made[2])
+    assert len({job.id for plan in plans for job in plan.transfer}) == 3 * len(plans[0].transfer)
+
+
+def preset_plan(*arguments: str):
+    command = click.command()(grid_options()(lambda **options: None))
+    return plan_grid(grid_from(command.make_context("grid", list(arguments)).params))
