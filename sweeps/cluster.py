@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -47,6 +48,7 @@ def connect_cluster() -> None:
             include_dashboard=False,
             **settings,
         )
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # tracebacks of trials: the sweep says their last lines
 
 
 def wait_for_capacity(bundle: Mapping[str, float], number: int, say: Callable[[str], None]) -> None:

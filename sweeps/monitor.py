@@ -17,6 +17,8 @@ from sweeps.planning import Plan, estimated_core_s, evaluation_macs, predicted_s
 from trainables.spec import ExtractorSpec, JobSpec, RungSpec, TrainingJobSpec, TransferSpec, TrialSpec
 
 WIDE_TERMINAL = 125  # columns that the full table of points needs
+MAX_TABLE_ROWS = 500
+PLAN_COLUMNS = ("stage", "point", "parameters", "MACs", "serve bytes", "work", "core time", "state")
 
 
 def amount(value: float, unit: str = "") -> str:
@@ -46,26 +48,33 @@ def show_plan(console: Console, plan: Plan, finished: set[str], *, slots: int | 
 
 
 def show_jobs(console: Console, plan: Plan, finished: set[str]) -> None:
-    table = Table(title=f"Plan of sweep {plan.sweep_id}", title_justify="left", box=SIMPLE)
-    for column in ("stage", "point"):
-        table.add_column(column, no_wrap=True)
-    for column in ("parameters", "MACs", "serve bytes", "work", "core time", "state"):
-        table.add_column(column, justify="right", no_wrap=True)
-    labels = plan.labels
-    for stage, jobs in plan.stages.items():
-        for job in jobs:
-            model = getattr(job, "model", None)
-            table.add_row(
-                stage,
-                labels[job.id],
-                f"{count_parameters(model):,}" if model else "",
-                amount(count_macs(model)) if model else "",
-                amount(predicted_serve_bytes(job), "B") if isinstance(job, TrialSpec | TransferSpec) else "",
-                _amount_of_work(job),
-                duration(estimated_core_s(job)),
-                "done" if job.id in finished else "to do",
-            )
+    title, labels = f"Plan of sweep {plan.sweep_id}", plan.labels
+    rows = [_job_cells(stage, job, labels[job.id], finished) for stage, jobs in plan.stages.items() for job in jobs]
+    if len(rows) > MAX_TABLE_ROWS:  # whose layout would take longer than the plan
+        widths = [max(map(len, column)) for column in zip(PLAN_COLUMNS, *rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (PLAN_COLUMNS, *rows)]
+        console.out("\n".join([title, *lines]), highlight=False)
+        return
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    for index, column in enumerate(PLAN_COLUMNS):
+        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
+
+
+def _job_cells(stage: str, job: JobSpec, label: str, finished: set[str]) -> tuple[str, ...]:
+    model = getattr(job, "model", None)
+    return (
+        stage,
+        label,
+        f"{count_parameters(model):,}" if model else "",
+        amount(count_macs(model)) if model else "",
+        amount(predicted_serve_bytes(job), "B") if isinstance(job, TrialSpec | TransferSpec) else "",
+        _amount_of_work(job),
+        duration(estimated_core_s(job)),
+        "done" if job.id in finished else "to do",
+    )
 
 
 def work_left(plan: Plan, finished: set[str]) -> str:

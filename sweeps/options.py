@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 import sys
@@ -22,7 +23,9 @@ from fine_core.learngene import SIGMA_INITS, WIDTH_MODES
 from fine_core.sampling import SAMPLERS, SamplerSpec
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
 from sweeps.brought import DEFAULT_IMAGE_SIZE, Brought, brought_by, dataset_named
-from sweeps.cluster import is_joined, num_cpus
+from sweeps.cleaning import clean
+from sweeps.cluster import NoCapacity, is_joined, num_cpus
+from sweeps.disk import check_disk, disk_need
 from sweeps.errors import StoppedSweep, without_password
 from sweeps.monitor import show_plan
 from sweeps.planning import GridSpec, Plan
@@ -192,6 +195,7 @@ _OPTIONS = [
     click.option("--gpus-per-worker", type=float, help="GPUs of a worker; may be a fraction."),
     click.option("--max-concurrent", type=int, help="Trials at a time.  [default: as many as the cluster holds]"),
     click.option("--checkpoint-every-steps", type=int, help="Steps that an interruption may cost."),
+    click.option("--disk-budget", callback=byte_count, help="Refuse to start if the storage path would outgrow it: 50GB."),
     click.option("--dry-run", is_flag=True, help="Print every point with its cost; compute nothing."),
 ]
 
@@ -319,6 +323,8 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
         _check_finite(options)
         asked = request(options)
         plan, runner = asked.plan, asked.runner
+        _check_permanent("--storage-path", options["storage_path"])
+        _check_permanent("--tracking-uri", (options["tracking_uri"] or "").removeprefix("sqlite:///"))
         store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)
         store.check_writable()
         data_folder = data_folder_of(store)
@@ -328,6 +334,10 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
         if options["dry_run"]:
             asked.show(console, finished, slots)
             return
+        if options.get("clean"):
+            clean(plan, store, console, confirmed=options["yes"])
+            return
+        check_disk(store, disk_need(plan, finished, slots or 1), options["disk_budget"])
         if not is_joined():
             runner.check_this_machine()
         data_folder.mkdir(parents=True, exist_ok=True)
@@ -345,6 +355,9 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
         console.print("\nStopped. Nothing finished is lost; run the same command again to go on:")
         console.print(f"  {command_line()}", soft_wrap=True, highlight=False, markup=False)
         sys.exit(130)
+    except NoCapacity as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
     except StoppedSweep as error:
         click.echo(f"error: {error}; nothing finished is lost; run the same command again to go on", err=True)
         sys.exit(1)
@@ -365,6 +378,13 @@ def _check_finite(options: dict[str, Any]) -> None:
     for name, value in options.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be a finite number")
+
+
+def _check_permanent(option: str, path: str | None) -> None:
+    """Raises ValueError for a relative path in a Ray job, whose working folder is deleted after it."""
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if in_job and path and "://" not in path and not Path(path).expanduser().is_absolute():
+        raise ValueError(f"{option} {path} would lie in the job's temporary folder; name an absolute path")
 
 
 def preset_grid(name: str) -> GridSpec:

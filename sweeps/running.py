@@ -18,8 +18,10 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from sweeps.cluster import num_cpus
+from sweeps.errors import StoppedSweep
 from trainables.context import RunContext
 from trainables.jobs import run_job
+from trainables.loop import TrainingDiverged
 from trainables.spec import ExtractorSpec, GivenExtractorSpec, JobSpec, LearngeneSpec, check
 from trainables.store import CHECKPOINT_FOLDER, Store, checkpoint_folder_name
 
@@ -83,6 +85,13 @@ class RunnerSpec:
         if self.runner == "tune" or (isinstance(job, ExtractorSpec) and not isinstance(job, GivenExtractorSpec)):
             return False
         return self.runner == "train" or num_workers > 1 or self.gpus_per_worker > 0
+
+    def demand_of(self, job: JobSpec) -> tuple[dict[str, float], int]:
+        """Resources of one worker of a job, and the least number of workers that it can run with."""
+        if not self.uses_worker_group(job, self.workers_per_trial):
+            return {"CPU": 1}, 1
+        gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
+        return {"CPU": 1, **gpus}, 1 if isinstance(job, ExtractorSpec) else self.workers_per_trial
 
 
 class JobSource(Protocol):
@@ -201,7 +210,10 @@ def _trial(config: dict[str, Any]) -> None:
     if not setup.group_size:
         torch.set_num_threads(1)
         context = InlineContext(Store(store_location), job)
-        run_job(job, store_location, context, checkpoint_every_steps=every)
+        try:
+            run_job(job, store_location, context, checkpoint_every_steps=every)
+        except (TrainingDiverged, ValueError) as error:  # to be had again if it were tried again
+            tune.report({"failure": str(error)})
         return
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -223,6 +235,7 @@ class _TuneEvents(tune.Callback):
     def __init__(self, listener: StageListener, store: Store) -> None:
         self.listener, self.store = listener, store
         self.all_done = True
+        self.failures: dict[str, str] = {}
 
     @staticmethod
     def _job(trial) -> JobSpec:
@@ -235,14 +248,17 @@ class _TuneEvents(tune.Callback):
         self.listener.started(self._job(trial))
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        job = self._job(trial)
+        if "failure" in result:
+            self.failures[job.id] = result["failure"]
         if "history" in result:
-            self.listener.reported(self._job(trial), result)
+            self.listener.reported(job, result)
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         job = self._job(trial)
         if self.store.read_record(job) is None:
             self.all_done = False
-            self.listener.failed(job, "ended without a result")
+            self.listener.failed(job, self.failures.get(job.id, "ended without a result"))
             return
         if job.run_id == job.id:  # else the training goes on in another job
             self.store.delete_checkpoints(job)
@@ -255,7 +271,10 @@ class _TuneEvents(tune.Callback):
 
 def _reason(error_file: str | None) -> str:
     """The last line of a failed trial's traceback, from Tune's local file: the copy in the storage may come later."""
-    text = Path(error_file).read_text() if error_file else ""
+    return _last_line(Path(error_file).read_text() if error_file else "")
+
+
+def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "ended without a result"
 
@@ -288,6 +307,11 @@ def run_stage(name: str, source: JobSource, store: Store, runner: RunnerSpec, li
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except StoppedSweep:
+        raise
+    except (RuntimeError, tune.TuneError, ray.exceptions.RayError) as error:
+        raise StoppedSweep(f"Ray ended the stage {name}: {_last_line(str(error))}") from error
     if events.all_done:
         store.delete_folder(f"{CHECKPOINT_FOLDER}/{attempt}")

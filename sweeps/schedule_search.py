@@ -119,7 +119,7 @@ def _given_grid_options() -> tuple[str, ...]:
     """What the user gave of the options that a grid has too: a grid that uses the result needs it as well."""
     context, given = click.get_current_context(), []
     for parameter in size_grid.params:
-        alike = parameter.name not in (*ONE_EACH, "dry_run")
+        alike = parameter.name not in (*ONE_EACH, "dry_run", "clean", "yes")  # which compute nothing
         if alike and context.get_parameter_source(parameter.name) == ParameterSource.COMMANDLINE:
             value = context.params[parameter.name]
             if parameter.is_flag:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import optuna
@@ -54,6 +54,10 @@ class ScheduleSearch(Sweep):
 
     def _is_unfinished(self, missing: dict[str, tuple[JobSpec, ...]]) -> bool:
         return not all(study.is_exhausted() for study in self.studies)
+
+    def _needs(self, missing: dict[str, tuple[JobSpec, ...]]) -> Iterable[JobSpec]:
+        """Everything planned: trials are made from it."""
+        return self.plan.jobs
 
     def _what_for(self, num_missing: int) -> str:
         first = f" for {num_missing} and" if num_missing else " for"

@@ -14,6 +14,8 @@ from sweeps.planning import plan_grid
     cls=OneLineErrors, epilog="Example: python sweeps/size_grid.py --depths 2,4 --widths 32 --seeds 0,1,2 --storage-path ~/runs"
 )
 @grid_options()
+@click.option("--clean", is_flag=True, help="List what no front of this grid needs, and delete it if you agree.")
+@click.option("--yes", is_flag=True, help="--clean: delete without asking.")
 def main(**options) -> None:
     """Train every method at every depth x width, take the models to a target domain, and report size-versus-FID fronts.
 

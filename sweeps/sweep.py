@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mlflow_setup.report import draw_front, interactive_front, write_csv
 from mlflow_setup.runs import SweepRuns
 from mlflow_setup.tracking import Tracking
 from mlflow_setup.view import save_chart_view
-from sweeps.cluster import connect_cluster
+from sweeps.cluster import connect_cluster, wait_for_capacity
 from sweeps.curves import curve_rows, decomposition_rows, used_schedules
 from sweeps.ledger import ledger_rows, ledger_totals
 from sweeps.monitor import ProgressView, counted, duration, show_curves, show_decomposition, show_front, show_ledger
@@ -77,9 +78,24 @@ class Sweep:
             raise
 
     def _missing(self) -> dict[str, tuple[JobSpec, ...]]:
-        return {
-            stage: tuple(job for job in jobs if self.store.read_record(job) is None) for stage, jobs in self.plan.stages.items()
-        }
+        """What is to be computed: also again, where it is damaged and needed."""
+        while True:
+            missing = {
+                stage: tuple(job for job in jobs if self.store.read_record(job) is None)
+                for stage, jobs in self.plan.stages.items()
+            }
+            needs = {need.id for need in self._needs(missing)}
+            finished = [job for job in self.plan.jobs if job.id in needs and self.store.read_record(job) is not None]
+            damaged = [need for need in finished if not self.store.is_intact(need)]
+            if not damaged:
+                return missing
+            for need in damaged:
+                self.console.print(f"{self._label(need)} is damaged in the store; it is made again", style="yellow")
+                self.store.discard(need)
+
+    def _needs(self, missing: dict[str, tuple[JobSpec, ...]]) -> Iterable[JobSpec]:
+        """What the missing jobs are made from."""
+        return (need for jobs in missing.values() for job in jobs for need in job.needs)
 
     def _what_for(self, num_missing: int) -> str:
         return f" for {num_missing}"
@@ -100,10 +116,16 @@ class Sweep:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         self.timings["ray_start"] = time.monotonic() - started
         try:
+            self._wait_for_capacity(missing)
             with ProgressView(self.console, self.plan, finished, self._label) as self.view:
                 self._run_stages(missing)
         finally:
             ray.shutdown()
+
+    def _wait_for_capacity(self, missing: dict[str, tuple[JobSpec, ...]]) -> None:
+        demands = {str(demand): demand for jobs in missing.values() for job in jobs if (demand := self.runner.demand_of(job))}
+        for bundle, number in demands.values():
+            wait_for_capacity(bundle, number, lambda text: self.console.print(text, highlight=False))
 
     def _run_stages(self, missing: dict[str, tuple[JobSpec, ...]]) -> None:
         for stage, jobs in missing.items():

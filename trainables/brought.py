@@ -56,8 +56,8 @@ def publish_vae(job: VaeSpec, source: Path, store: Store) -> None:
 
 
 def _publish(job: JobSpec, store: Store, write: Callable[[Path], object]) -> None:
-    """Put files into the store, unless they are there."""
-    if store.read_record(job) is not None:
+    """Put files into the store, unless they are there and whole."""
+    if store.read_record(job) is not None and store.is_intact(job):
         return
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))

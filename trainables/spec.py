@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 from fine_core.data import dataset_info, image_size_of, reference_dataset, short_name
@@ -48,11 +49,11 @@ class JobSpec:
 
     kind: ClassVar[str]
 
-    @property
+    @cached_property
     def id(self) -> str:
         return _hash({"version": SPEC_VERSION, "kind": self.kind, **asdict(self)})
 
-    @property
+    @cached_property
     def made_id(self) -> str:
         """A hash of all that fixes what a job makes, but not how that is scored: jobs that share it share their files."""
         return _hash({"version": SPEC_VERSION, "kind": self.kind, **_without_scoring(asdict(self))})

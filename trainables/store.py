@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +120,20 @@ class Store:
             self.filesystem.create_dir(f"{self.root}/{MADE_FOLDER}", recursive=True)
             self._write_whole(f"{self.root}/{MADE_FOLDER}", f"{job.made_id}.json", {"id": job.id})
 
+    def is_intact(self, job: JobSpec) -> bool:
+        """Whether all files of a finished job are there and are what they were."""
+        record = self.read_record(job)
+        try:
+            for name in record["files"]:
+                self.fetch(job, name)
+        except (StoreError, OSError):
+            return False
+        return True
+
+    def discard(self, job: JobSpec) -> None:
+        """Make a finished job an unfinished one. Its files stay until it is computed again."""
+        self.filesystem.delete_file(f"{self.root}/{job.folder}/{RECORD_FILE}")
+
     def _write_whole(self, folder: str, name: str, content: dict[str, Any]) -> None:
         """Write JSON so that nobody ever reads a part of it."""
         partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
@@ -135,13 +149,15 @@ class Store:
             path = Path(self.root) / job.folder / name
         else:
             path = Path(tempfile.gettempdir()) / "fine-sweeps-cache" / record["files"][name]["sha256"] / name
-            if not path.exists():
+            if not path.exists() or sha256_of(path) != record["files"][name]["sha256"]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_name(f"{os.getpid()}.partial")
                 fs.copy_files(f"{self.root}/{job.folder}/{name}", str(partial), self.filesystem, fs.LocalFileSystem())
                 partial.rename(path)
+        if not path.is_file():
+            raise StoreError(f"{path} is gone; delete {job.folder} to have it made again")
         if sha256_of(path) != record["files"][name]["sha256"]:
-            raise StoreError(f"{path} is damaged (its hash differs from its record); delete {job.folder} to rebuild it")
+            raise StoreError(f"{path} is damaged (its hash differs from its record); delete {job.folder} to have it made again")
         return path
 
     def latest_checkpoint(self, job: JobSpec) -> str | None:
@@ -150,7 +166,7 @@ class Store:
         A checkpoint is whole if its state has the size that its progress file says: the copy of it may have been cut off.
         """
         steps: dict[str, int] = {}
-        for info in self._checkpoint_files():
+        for info in self._all_files(CHECKPOINT_FOLDER):
             folder, _, name = info.path.rpartition("/")
             if name == PROGRESS_FILE and _run_id(folder.split("/")[-2]) == job.run_id:
                 with self.filesystem.open_input_stream(info.path) as stream, suppress(json.JSONDecodeError):
@@ -160,16 +176,43 @@ class Store:
                         steps[folder] = progress["step"]
         return max(steps, key=steps.get) if steps else None
 
-    def _checkpoint_files(self) -> list[fs.FileInfo]:
-        selector = fs.FileSelector(f"{self.root}/{CHECKPOINT_FOLDER}", recursive=True, allow_not_found=True)
-        return self.filesystem.get_file_info(selector)
-
     def delete_checkpoints(self, job: JobSpec) -> None:
         """Delete what all attempts at a job's training have left, once it is over."""
-        for info in self._checkpoint_files():
+        for info in self._all_files(CHECKPOINT_FOLDER):
             if info.type == fs.FileType.Directory and _run_id(info.base_name) == job.run_id:
                 self.filesystem.delete_dir(info.path)
         self.delete_folder(f"{WORKER_GROUP_FOLDER}/{job.run_id}")
+
+    def checkpoint_folders(self, jobs: Iterable[JobSpec]) -> list[tuple[str, int]]:
+        """Folders below the root that hold checkpoints of these jobs' training, and the bytes in them."""
+        run_ids, found = {job.run_id for job in jobs}, []
+        for top in (CHECKPOINT_FOLDER, WORKER_GROUP_FOLDER):
+            infos = self._all_files(top)
+            folders = [i.path for i in infos if i.type == fs.FileType.Directory and _run_id(i.base_name) in run_ids]
+            for folder in folders:
+                size = sum(i.size for i in infos if i.type == fs.FileType.File and i.path.startswith(f"{folder}/"))
+                found.append((folder.removeprefix(f"{self.root}/"), size))
+        return found
+
+    def used_bytes(self) -> int:
+        """Bytes of all files in the storage path."""
+        return sum(info.size for info in self._all_files("") if info.type == fs.FileType.File)
+
+    def size_of(self, path: str) -> int | None:
+        """Bytes of a file below the root; None if there is none."""
+        info = self.filesystem.get_file_info(f"{self.root}/{path}")
+        return info.size if info.type == fs.FileType.File else None
+
+    def delete(self, path: str) -> None:
+        """Delete a file or a folder below the root."""
+        if self.filesystem.get_file_info(f"{self.root}/{path}").type == fs.FileType.Directory:
+            self.filesystem.delete_dir(f"{self.root}/{path}")
+        else:
+            self.filesystem.delete_file(f"{self.root}/{path}")
+
+    def _all_files(self, folder: str) -> list[fs.FileInfo]:
+        selector = fs.FileSelector(f"{self.root}/{folder}".rstrip("/"), recursive=True, allow_not_found=True)
+        return self.filesystem.get_file_info(selector)
 
     def delete_folder(self, folder: str) -> None:
         """Delete `folder` below the root if it is there."""

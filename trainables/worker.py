@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import train
 from ray.train.torch import TorchTrainer, get_device
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from trainables.context import RunContext
 from trainables.jobs import run_job
+from trainables.loop import TrainingDiverged
 from trainables.spec import JobSpec
 from trainables.store import WORKER_GROUP_FOLDER, Store
 
@@ -48,12 +56,38 @@ class TrainContext(RunContext):
 
 def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    run_job(
-        config["job"],
-        config["store_location"],
-        TrainContext(),
-        checkpoint_every_steps=config["checkpoint_every_steps"],
-    )
+    context = TrainContext()
+    if context.rank == 0:
+        _note_resources(Store(config["store_location"]), config["job"])
+    try:
+        run_job(
+            config["job"],
+            config["store_location"],
+            context,
+            checkpoint_every_steps=config["checkpoint_every_steps"],
+        )
+    except TrainingDiverged as error:  # on all ranks alike, and again if it were tried again
+        context.report({"failure": str(error)}, None)
+
+
+def _resources_file(store: Store, job: JobSpec) -> str:
+    return f"{store.root}/{WORKER_GROUP_FOLDER}/{job.run_id}/resources"
+
+
+def _note_resources(store: Store, job: JobSpec) -> None:
+    with store.filesystem.open_output_stream(_resources_file(store, job)) as stream:
+        stream.write(get_current_placement_group().id.hex().encode())
+
+
+def _free_resources(store: Store, job: JobSpec) -> None:
+    """Free what an earlier group of this job still holds: Ray itself does so only where its dashboard runs."""
+    try:
+        with store.filesystem.open_input_stream(_resources_file(store, job)) as stream:
+            group = stream.readall().decode()
+    except FileNotFoundError:
+        return
+    if placement_group_table().get(group, {}).get("state") in ("CREATED", "PENDING", "RESCHEDULING"):
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
 
 
 def run_on_worker_group(
@@ -66,6 +100,7 @@ def run_on_worker_group(
     max_failures: int,
 ) -> None:
     """Run a job on its own worker group. The run is named by the job's `run_id`: submitted again, it resumes."""
+    _free_resources(store, job)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={

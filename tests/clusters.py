@@ -1,0 +1,127 @@
+"""A Ray cluster that grows on this machine: a head without CPUs for training, and an autoscaler that starts up to two nodes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import yaml
+
+from tests.commands import ROOT
+
+TAG = "FINE_SWEEPS_TEST_CLUSTER"
+MAX_NODES = 2
+COUNT_NODES = """
+import sys, time, ray
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+started = time.monotonic()
+while True:
+    print(f"{time.monotonic() - started:.1f} {sum(node['Alive'] for node in ray.nodes())}", flush=True)
+    time.sleep(0.5)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class GrowingCluster:
+    """Started with token authentication; `stop` ends every process that it led to, and no other cluster's."""
+
+    def __init__(self, folder: Path) -> None:
+        import ray._private.services
+
+        self.folder, self.tag = folder, uuid.uuid4().hex
+        self.port, self.dashboard_port = free_port(), free_port()
+        self.address = f"{ray._private.services.get_node_ip_address()}:{self.port}"
+        outside = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "MLFLOW_TRACKING_URI"}
+        # The head's PATH is the jobs': `python` must be this one.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex + uuid.uuid4().hex}
+        self.environment = {**outside, **token, "PATH": path, TAG: self.tag, "RAY_USAGE_STATS_ENABLED": "0"}
+        self.nodes_over_time = folder / "nodes.txt"
+
+    def start(self) -> None:
+        config = self.folder / "cluster.yaml"
+        config.write_text(yaml.safe_dump(self._config()))
+        command = ["ray", "start", "--head", "--port", str(self.port), "--num-cpus", "0"]
+        command += ["--autoscaling-config", str(config), "--object-store-memory", "100000000"]
+        command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port)]
+        fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}
+        self._run(command, **fake)
+        with self.nodes_over_time.open("w") as output:
+            count = [sys.executable, "-c", COUNT_NODES, self.address]
+            subprocess.Popen(count, env=self.environment, stdout=output, stderr=subprocess.DEVNULL)
+
+    def _config(self) -> dict:
+        """As Ray's own tests make it, whose template is not part of its package."""
+        lists = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+        return {
+            "cluster_name": "fake",
+            "max_workers": MAX_NODES,
+            "idle_timeout_minutes": 0.1,
+            "provider": {
+                "type": "fake_multinode",
+                "use_node_id_as_ip": True,
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+                "gcs_address": self.address,
+            },
+            "auth": {},
+            "docker": {},
+            "file_mounts": {},
+            "file_mounts_sync_continuously": False,
+            **{f"{name}_commands": [] for name in lists},
+            **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
+            "head_node_type": "head",
+            "available_node_types": {
+                "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                "worker": {
+                    "resources": {"CPU": 1, "object_store_memory": 100_000_000},
+                    "node_config": {},
+                    "min_workers": 0,
+                    "max_workers": MAX_NODES,
+                },
+            },
+        }
+
+    def _run(self, command: list[str], **variables: str) -> subprocess.CompletedProcess:
+        result = subprocess.run(
+            command, env={**self.environment, **variables}, cwd=self.folder, capture_output=True, text=True, timeout=400
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result
+
+    def job_command(self, *arguments: str) -> list[str]:
+        return ["ray", "job", arguments[0], "--address", f"http://127.0.0.1:{self.dashboard_port}", *arguments[1:]]
+
+    def submit(self, *entrypoint: str, job_id: str, wait: bool = True, **variables: str) -> tuple[int, str]:
+        """A job with this checkout as its working folder; its exit code and what it printed."""
+        runtime_env = json.dumps({"env_vars": variables, "excludes": ["/tests", "/docs", "/benchmarks"]})
+        options = ["--submission-id", job_id, "--working-dir", str(ROOT), "--runtime-env-json", runtime_env]
+        command = self.job_command("submit", *options, *([] if wait else ["--no-wait"]), "--", *entrypoint)
+        result = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+        return result.returncode, result.stdout + result.stderr
+
+    def job(self, *arguments: str) -> str:
+        return self._run(self.job_command(*arguments)).stdout
+
+    def nodes(self) -> list[int]:
+        """Numbers of nodes since the start, twice a second."""
+        return [int(line.split()[1]) for line in self.nodes_over_time.read_text().splitlines()]
+
+    def stop(self) -> None:
+        for _ in range(2):  # one that was being started may have come up meanwhile
+            for process in psutil.process_iter():
+                with suppress(psutil.Error):
+                    if process.environ().get(TAG) == self.tag:
+                        process.kill()
+            time.sleep(1)

@@ -1,0 +1,158 @@
+"""Processes that die, nodes that go, disks that are full, losses that diverge, files that rot: what is left is what would have
+been without."""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.commands import command, environment, runs, sweep, weights
+
+pytestmark = pytest.mark.slow
+
+FAULTS = Path(__file__).parents[1] / "faults"
+GROUPS = ["--runner", "train", "--workers-per-trial", "2", "--methods", "fine"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    store = tmp_path_factory.mktemp("undisturbed") / "store"
+    sweep(store, "--runner", "tune")
+    return store
+
+
+@pytest.fixture(scope="module")
+def undisturbed_groups(undisturbed, tmp_path_factory) -> Path:
+    store = with_learngene(undisturbed, tmp_path_factory.mktemp("undisturbed-groups") / "store")
+    sweep(store, *GROUPS)
+    return store
+
+
+def with_learngene(undisturbed: Path, store: Path) -> Path:
+    """A store in which the learngene is made, so that a sweep starts with its base model."""
+    for kind in ("extractor", "learngene"):
+        shutil.copytree(undisturbed / kind, store / kind)
+    return store
+
+
+def run_with_fault(store: Path, fault: str, *options: str, number: int = 0) -> tuple[int, str]:
+    """The command with one fault; its exit code and what it printed. The fault has happened."""
+    folder = store.parent
+    driver, done = folder / "driver", folder / f"done-{number}"
+    variables = {"PYTHONPATH": str(FAULTS), "FAULT": fault, "FAULT_DONE": str(done), "FAULT_DRIVER": str(driver)}
+    with (folder / "output").open("w") as output:
+        process = subprocess.Popen(
+            command(store, *options), env={**environment(), **variables}, stdout=output, stderr=subprocess.STDOUT
+        )
+        driver.write_text(str(process.pid))
+        code = process.wait(timeout=300)
+    text = (folder / "output").read_text()
+    assert done.exists(), f"the fault never came about\n{text}"
+    return code, text
+
+
+def check_whole(store: Path, expected: Path) -> None:
+    """Every point once, every run finished, no step twice, the weights of an undisturbed sweep."""
+    assert weights(store) == weights(expected)
+    client, (parent,), children = runs(store)
+    assert parent.info.status == "FINISHED" and {child.info.status for child in children} == {"FINISHED"}
+    ids = [child.data.tags["trial_id"] for child in children]
+    assert sorted(ids) == sorted(file.name for file in (store / "trial").iterdir()) and len(set(ids)) == len(ids)
+    for child in children:
+        steps = sorted(metric.step for metric in client.get_metric_history(child.info.run_id, "train/loss"))
+        assert steps == sorted(set(steps)) and steps[-1] == 12
+    assert not list((store / "tune").rglob("checkpoint_*")), "nothing is left behind"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param("trainables.loop:PhaseTrainer.step:8:self", id="worker-in-mid-step"),
+        pytest.param("sweeps.running:InlineContext.report:2:self", id="worker-between-checkpoint-and-report"),
+        pytest.param("trainables.scoring:compute_scores:1:self", id="worker-in-evaluation"),
+    ],
+)
+def test_a_worker_dies_and_the_sweep_goes_on(undisturbed, tmp_path, fault):
+    store = tmp_path / "store"
+    code, output = run_with_fault(store, fault, "--runner", "tune")
+    assert code == 0, output
+    check_whole(store, undisturbed)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param("trainables.loop:PhaseTrainer.step:8:self", id="one-of-two-workers"),
+        pytest.param("ray.tune.integration.ray_train:TuneReportCallback.after_report:2:self", id="controller-of-the-group"),
+        pytest.param("trainables.loop:PhaseTrainer.step:8:trial", id="trial-that-waits-for-the-group"),
+    ],
+)
+def test_a_process_of_a_worker_group_dies_and_the_sweep_goes_on(undisturbed, undisturbed_groups, tmp_path, fault):
+    store = with_learngene(undisturbed, tmp_path / "store")
+    code, output = run_with_fault(store, fault, *GROUPS)
+    assert code == 0, output
+    check_whole(store, undisturbed_groups)
+
+
+def test_the_sweep_itself_dies_again_and_again(undisturbed, tmp_path):
+    store = tmp_path / "store"
+    faults = [
+        "sweeps.sweep:Sweep.__init__:1:self",  # planned, nothing begun
+        "sweeps.sweep:Sweep.reported:2:self",  # the learngene has a checkpoint
+        "trainables.loop:PhaseTrainer.step:7:driver",  # of a base model
+        "sweeps.running:InlineContext.report:2:driver",  # a checkpoint is written, nobody has heard of it
+        "trainables.scoring:compute_scores:1:driver",
+        "sweeps.sweep:Sweep.finished:1:self",  # a result is stored, MLflow has not heard of it
+        "sweeps.sweep:draw_front:1:self",  # while it reports
+    ]
+    for number, fault in enumerate(faults):
+        code, output = run_with_fault(store, fault, "--runner", "tune", number=number)
+        assert code == -9, output
+    sweep(store, "--runner", "tune")
+    check_whole(store, undisturbed)
+
+
+def test_a_point_that_diverges_fails_with_its_reason_and_at_once(tmp_path):
+    store = tmp_path / "store"
+    output = sweep(store, "--runner", "tune", "--sigma-lr", "1e30", expect=1)
+    assert "failed: fine L2-D16 seed 0: the loss is nan by step" in output and "try a lower learning rate" in output
+    assert "scratch L2-D16 seed 0: done" in output
+    _, (parent,), children = runs(store)
+    assert parent.info.status == "FAILED" and sorted(child.info.status for child in children) == ["FAILED", "FINISHED"]
+
+
+def test_a_damaged_artifact_is_noticed_and_made_again(undisturbed, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(undisturbed, store)
+    (learngene,) = store.glob("learngene/*/learngene.safetensors")
+    content = bytearray(learngene.read_bytes())
+    content[-10] ^= 1
+    learngene.write_bytes(content)
+    output = sweep(store, "--runner", "tune", "--seeds", "0,1", "--methods", "fine")
+    assert "learngene is damaged in the store; it is made again" in output
+    before, after = weights(undisturbed), weights(store)
+    assert all(after[name] == content for name, content in before.items()) and len(after) == len(before) + 1
+
+
+def test_a_full_disk_fails_the_point_and_the_rest_can_be_had_later(undisturbed, tmp_path):
+    disk, store = tmp_path / "disk", tmp_path / "disk" / "store"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        sweep(store, "--runner", "tune", "--methods", "fine", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "ballast").write_bytes(bytes(free - 200_000))
+        options = ["--runner", "tune", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+        output = sweep(store, *options, expect=1)
+        assert "No space left on device" in output and "Traceback" not in output, output
+        (disk / "ballast").unlink()
+        sweep(store, *options)
+        assert weights(store) == weights(undisturbed)
+    finally:
+        time.sleep(1)
+        subprocess.run(["umount", "-l", str(disk)], check=True)
