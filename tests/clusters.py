@@ -1,4 +1,4 @@
-"""A Ray cluster that grows on this machine: a head without CPUs for training, and an autoscaler that starts up to two nodes."""
+"""A Ray cluster of this machine's own, with token authentication and, if it is to grow, an autoscaler that starts nodes."""
 
 import json
 import os
@@ -15,8 +15,8 @@ import yaml
 
 from tests.commands import ROOT
 
+HEAD_TYPE = "ray.head.default"  # what the fake provider calls the head, whatever the configuration does
 TAG = "FINE_SWEEPS_TEST_CLUSTER"
-MAX_NODES = 2
 COUNT_NODES = """
 import sys, time, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
@@ -33,13 +33,16 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-class GrowingCluster:
-    """Started with token authentication; `stop` ends every process that it led to, and no other cluster's."""
+class OwnCluster:
+    """A head with `head_cpus`, and up to `max_nodes` nodes with one CPU that an autoscaler starts in processes of this machine.
 
-    def __init__(self, folder: Path) -> None:
+    `stop` ends every process that it led to, and no other cluster's.
+    """
+
+    def __init__(self, folder: Path, *, head_cpus: int, max_nodes: int) -> None:
         import ray._private.services
 
-        self.folder, self.tag = folder, uuid.uuid4().hex
+        self.folder, self.tag, self.head_cpus, self.max_nodes = folder, uuid.uuid4().hex, head_cpus, max_nodes
         self.port, self.dashboard_port = free_port(), free_port()
         self.address = f"{ray._private.services.get_node_ip_address()}:{self.port}"
         outside = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "MLFLOW_TRACKING_URI"}
@@ -50,11 +53,14 @@ class GrowingCluster:
         self.nodes_over_time = folder / "nodes.txt"
 
     def start(self) -> None:
-        config = self.folder / "cluster.yaml"
-        config.write_text(yaml.safe_dump(self._config()))
-        command = ["ray", "start", "--head", "--port", str(self.port), "--num-cpus", "0"]
-        command += ["--autoscaling-config", str(config), "--object-store-memory", "100000000"]
+        command = ["ray", "start", "--head", "--port", str(self.port), "--num-cpus", str(self.head_cpus)]
+        command += ["--object-store-memory", "100000000"]
+        if self.max_nodes:
+            config = self.folder / "cluster.yaml"
+            config.write_text(yaml.safe_dump(self._config()))
+            command += ["--autoscaling-config", str(config)]
         command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port)]
+        command += ["--dashboard-agent-listen-port", str(free_port())]  # the default may be taken by another cluster
         fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}
         self._run(command, **fake)
         with self.nodes_over_time.open("w") as output:
@@ -66,7 +72,7 @@ class GrowingCluster:
         lists = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
         return {
             "cluster_name": "fake",
-            "max_workers": MAX_NODES,
+            "max_workers": self.max_nodes,
             "idle_timeout_minutes": 0.1,
             "provider": {
                 "type": "fake_multinode",
@@ -81,14 +87,14 @@ class GrowingCluster:
             "file_mounts_sync_continuously": False,
             **{f"{name}_commands": [] for name in lists},
             **{name: [] for name in ("cluster_synced_files", "rsync_exclude", "rsync_filter")},
-            "head_node_type": "head",
+            "head_node_type": HEAD_TYPE,
             "available_node_types": {
-                "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+                HEAD_TYPE: {"resources": {"CPU": self.head_cpus}, "node_config": {}, "max_workers": 0},
                 "worker": {
                     "resources": {"CPU": 1, "object_store_memory": 100_000_000},
                     "node_config": {},
                     "min_workers": 0,
-                    "max_workers": MAX_NODES,
+                    "max_workers": self.max_nodes,
                 },
             },
         }

@@ -24,11 +24,15 @@ def _die(victim: str) -> None:
     if victim == "self":
         os.kill(os.getpid(), signal.SIGKILL)
     if victim == "trial":
-        (trial,) = [p for p in psutil.process_iter() if "ray::ImplicitFunc.train" in " ".join(p.cmdline())]
+        (trial,) = [p for p in psutil.process_iter() if "ray::ImplicitFunc.train" in " ".join(p.cmdline()) and _is_ours(p)]
         trial.kill()
         return
     os.kill(int(Path(os.environ["FAULT_DRIVER"]).read_text()), signal.SIGKILL)
     time.sleep(60)  # until this process is ended with its driver
+
+
+def _is_ours(process) -> bool:
+    return process.environ().get("FAULT_DONE") == os.environ["FAULT_DONE"]
 
 
 class _Loader(importlib.abc.Loader):
