@@ -1,55 +1,58 @@
 """Parent and child runs of a sweep, written by the sweep's own process alone.
 
-One writer means no locked databases, one place that sets a status, and nothing to import in the workers. What could not be
-written while the store was away is written at the end: every trial's record holds its whole history.
+One writer means no locked databases, one place that sets a status, and nothing to import in the workers. Nobody waits for
+it: what is to be written goes into a spool, and a thread brings it to the store, now or when the store is back.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mlflow_setup.run_store import PARENT_TAG, RunStore, Values
+from mlflow_setup.spool import Spool, Write
 from mlflow_setup.tracking import Tracking
+from mlflow_setup.writer import BackgroundWriter, one_line
 
 T = TypeVar("T")
-BATCH_LIMIT = 1000  # metrics in one MLflow request
-PARENT_TAG = "mlflow.parentRunId"
 OUTCOME_TAG = "outcome"
+ATTEMPT_S = 25.0  # for what is written at once; longer than one request to a store that hangs
 
 logger = logging.getLogger("fine-sweeps")
 
 
 @dataclass(kw_only=True)
 class _Child:
-    run_id: str
+    """A trial's run as it is once all that is on its way has been written."""
+
     status: str
     stopped: bool = False
-    logged_steps: set[int] = field(default_factory=set)
 
 
 class SweepRuns:
-    """The runs of one sweep. The same sweep opened again goes on in the runs it had."""
+    """The runs of one sweep. The same sweep opened again goes on in the runs it had, with the writes it had left."""
 
     def __init__(self, tracking: Tracking, sweep_id: str, name: str, params: dict[str, Any]) -> None:
         self.client, self.experiment_id = tracking.client, tracking.experiment_id
         self.children: dict[str, _Child] = {}
+        self.closed = False
         found = self.client.search_runs([self.experiment_id], f"tags.sweep_id = '{sweep_id}'", max_results=1)
         if found:
             self.parent_id = found[0].info.run_id
-            self.client.update_run(self.parent_id, status="RUNNING")
             self._find_children()
         else:
             run = self.client.create_run(self.experiment_id, run_name=name, tags={"sweep_id": sweep_id})
             self.parent_id = run.info.run_id
-            for key, value in params.items():
-                self.client.log_param(self.parent_id, key, value)
+        spool = Spool(tracking.spool_folder / f"{self.parent_id}.jsonl")  # its name fits this store and this sweep only
+        for write in spool.writes():
+            self._note(write)
+        self.writer = BackgroundWriter(spool, RunStore(self.client, self.experiment_id, self.parent_id))
+        self._put("start", None, name=name, tags={}, params=_texts(params))
 
     def _find_children(self) -> None:
         token = None
@@ -59,12 +62,25 @@ class SweepRuns:
             )
             for run in page:
                 tags = run.data.tags
-                self.children[tags["trial_id"]] = _Child(
-                    run_id=run.info.run_id, status=run.info.status, stopped=OUTCOME_TAG in tags
-                )
+                self.children[tags["trial_id"]] = _Child(status=run.info.status, stopped=OUTCOME_TAG in tags)
             token = page.token
             if not token:
                 return
+
+    def _put(self, action: str, trial_id: str | None, **values: Any) -> None:
+        write = Write(action=action, trial_id=trial_id, time_ms=int(time.time() * 1000), values=values)
+        self._note(write)  # first: an interrupt in between leaves a run that `close` ends
+        self.writer.spool.append(write)
+
+    def _note(self, write: Write) -> None:
+        if write.trial_id is None:
+            return
+        if write.action == "start":
+            self.children.setdefault(write.trial_id, _Child(status="RUNNING")).status = "RUNNING"
+        elif write.action == "end" and write.trial_id in self.children:
+            child = self.children[write.trial_id]
+            child.status = write.values["status"]
+            child.stopped |= OUTCOME_TAG in write.values["tags"]
 
     def is_finished(self, trial_id: str) -> bool:
         return trial_id in self.children and self.children[trial_id].status == "FINISHED"
@@ -75,143 +91,95 @@ class SweepRuns:
 
     def start_child(self, trial_id: str, name: str, tags: dict[str, str], params: dict[str, Any]) -> None:
         """Open the trial's run, or its old one again."""
-
-        def write() -> None:
-            from mlflow.entities import Param
-
-            if trial_id in self.children:
-                child = self.children[trial_id]
-                history = self.client.get_metric_history(child.run_id, "train/loss")
-                child.logged_steps = {metric.step for metric in history}
-                self.client.update_run(child.run_id, status="RUNNING")
-                child.status = "RUNNING"
-                return
-            all_tags = {PARENT_TAG: self.parent_id, "trial_id": trial_id, **tags}
-            run = self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
-            self.children[trial_id] = _Child(run_id=run.info.run_id, status="RUNNING")
-            self.client.log_batch(run.info.run_id, params=[Param(k, str(v)) for k, v in params.items()])
-
-        self.attempt(write)
+        self._put("start", trial_id, name=name, tags=tags, params=_texts(params))
 
     def log_history(self, trial_id: str, history: list[dict[str, float]]) -> None:
         """Write the entries (each with its `step`) that the run does not have yet."""
-        child = self.children.get(trial_id)
-        if child is None:  # its run could not be created; at the end of the sweep it is, with all of its history
-            return
-        fresh = [entry for entry in history if entry["step"] not in child.logged_steps]
+        self._log(trial_id, [(k, float(v), int(e["step"])) for e in history for k, v in e.items() if k != "step"])
 
-        def write() -> None:
-            self._log(child.run_id, [(k, v, e["step"]) for e in fresh for k, v in e.items() if k != "step"])
-            child.logged_steps.update(entry["step"] for entry in fresh)
+    def log_metrics(self, trial_id: str, metrics: dict[str, float], *, step: int) -> None:
+        """Write metrics of one step into the trial's run, once."""
+        self._log(trial_id, _at_step(metrics, step))
 
-        if fresh:
-            self.attempt(write)
+    def _log(self, trial_id: str | None, metrics: Values) -> None:
+        if metrics and (trial_id is None or trial_id in self.children):
+            self._put("log", trial_id, metrics=metrics)
+
+    def _end(self, trial_id: str | None, status: str, **tags: str) -> None:
+        """A write of its own: what is refused before it leaves no run open."""
+        if trial_id is None or trial_id in self.children:
+            self._put("end", trial_id, status=status, tags=tags)
 
     def finish_child(
         self, trial_id: str, metrics: dict[str, float], history: list[dict[str, float]], files: list[Path]
     ) -> None:
         """Complete the trial's run from its record; nothing is done to a run that is finished already."""
-        child = self.children.get(trial_id)
-        if child is None or child.status == "FINISHED":
+        if trial_id not in self.children or self.is_finished(trial_id):
             return
         self.log_history(trial_id, history)
-
-        def write() -> None:
-            last_step = int(history[-1]["step"]) if history else 0
-            self._log(child.run_id, [(name, value, last_step) for name, value in metrics.items()])
-            for file in files:
-                self.client.log_artifact(child.run_id, str(file), "samples")
-            self._end(child, "FINISHED")
-
-        self.attempt(write)
-
-    def log_metrics(self, trial_id: str, metrics: dict[str, float], *, step: int) -> None:
-        """Write metrics of one step into the trial's run, once."""
-        if trial_id in self.children:
-            run_id = self.children[trial_id].run_id
-            self.attempt(lambda: self._log(run_id, [(name, value, step) for name, value in metrics.items()]))
+        self._attach(trial_id, files, "samples")
+        self._log(trial_id, _at_step(metrics, int(history[-1]["step"]) if history else 0))
+        self._end(trial_id, "FINISHED")
 
     def stop_child(self, trial_id: str, reason: str) -> None:
         """End the run of a trial that was given up on purpose."""
-
-        def write() -> None:
-            child = self.children[trial_id]
-            self.client.set_tag(child.run_id, OUTCOME_TAG, reason)
-            self._end(child, "KILLED")
-            child.stopped = True
-
-        if trial_id in self.children:
-            self.attempt(write)
+        self._end(trial_id, "KILLED", **{OUTCOME_TAG: reason})
 
     def fail_child(self, trial_id: str, reason: str) -> None:
-        def write() -> None:
-            child = self.children[trial_id]
-            self.client.set_tag(child.run_id, "failure_reason", reason[:4000])
-            self._end(child, "FAILED")
-
-        self.attempt(write)
+        self._end(trial_id, "FAILED", failure_reason=reason[:4000])
 
     def tag_child(self, trial_id: str, key: str, value: str) -> None:
         if trial_id in self.children:
-            self.attempt(lambda: self.client.set_tag(self.children[trial_id].run_id, key, value))
-
-    def close(self, status: str, metrics: dict[str, float] | None = None) -> None:
-        """End the parent run with `status`; children still running were stopped with the sweep."""
-
-        def write() -> None:
-            for child in self.children.values():
-                if child.status == "RUNNING":
-                    self._end(child, "KILLED")
-            self._log(self.parent_id, [(name, value, 0) for name, value in (metrics or {}).items()])
-            self.client.set_terminated(self.parent_id, status)
-
-        self.attempt(write)
+            self._put("tag", trial_id, key=key, value=value)
 
     def log_files(self, files: list[Path], folder: str | None = None) -> None:
         """Attach files to the parent run."""
+        self._attach(None, files, folder)
 
-        def write() -> None:
-            for file in files:
-                self.client.log_artifact(self.parent_id, str(file), folder)
+    def _attach(self, trial_id: str | None, files: list[Path], folder: str | None) -> None:
+        for file in files:
+            self._put("attach", trial_id, file=str(Path(file).absolute()), folder=folder)
 
-        self.attempt(write)
-
-    def _end(self, child: _Child, status: str) -> None:
-        self.client.set_terminated(child.run_id, status)
-        child.status = status
-
-    def _log(self, run_id: str, values: list[tuple[str, float, int]]) -> None:
-        from mlflow.entities import Metric
-
-        now_ms = int(time.time() * 1000)
-        metrics = [Metric(name, float(value), now_ms, int(step)) for name, value, step in values]
-        for start in range(0, len(metrics), BATCH_LIMIT):
-            self.client.log_batch(run_id, metrics=metrics[start : start + BATCH_LIMIT])
+    def close(self, status: str, metrics: dict[str, float] | None = None) -> None:
+        """End the parent run with `status`, wait until all is written, within bounds, and say what is left for the same sweep's
+        next run. Children still running were stopped with the sweep. Closed once: an interrupt while it waits changes nothing.
+        """
+        if self.closed:
+            return
+        self.closed = True
+        for trial_id, child in self.children.items():
+            if child.status == "RUNNING":
+                self._end(trial_id, "KILLED")
+        self._log(None, _at_step(metrics or {}, 0))
+        self._end(None, status)
+        self.writer.close()
 
     def attempt(self, write: Callable[[], T]) -> T | None:
-        """Training goes on when the store is away; the same sweep run again completes its runs from the records."""
-        try:
-            with _uninterrupted():
-                return write()
-        except Exception as error:
-            logger.warning("MLflow did not take a record (%s); run the sweep again to complete it", str(error)[:200])
-            return None
+        """What `write` returns, for writes whose answer is needed at once; None, with a warning, if the store is away.
+
+        It runs in a thread: Ctrl-C must not cut a transaction off in its commit, which would leave the database locked.
+        """
+        answers: list[T] = []
+        errors: list[Exception] = [TimeoutError(f"no answer within {ATTEMPT_S:g} s")]
+
+        def run() -> None:
+            try:
+                answers.append(write())
+            except Exception as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=run, name="mlflow-attempt", daemon=True)
+        thread.start()
+        thread.join(ATTEMPT_S)
+        if answers:
+            return answers[0]
+        logger.warning("MLflow did not take a record (%s); run the sweep again to complete it", one_line(errors[-1]))
+        return None
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits until a write is over: a transaction cut off in its commit would leave the database locked."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received: list[int] = []
-    # A handler that Python did not set (None) could not be put back.
-    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not None]
-    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        raise KeyboardInterrupt
+def _texts(params: dict[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in params.items()}
+
+
+def _at_step(metrics: dict[str, float], step: int) -> Values:
+    return [(name, float(value), step) for name, value in metrics.items()]

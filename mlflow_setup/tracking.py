@@ -13,10 +13,11 @@ from pathlib import Path
 
 CONNECT_TIMEOUT_S = 10
 
-# A server that went away must not hold the sweep up for minutes; what it missed is recorded at the end.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+# A sweep's writer tries again by itself; requests that MLflow repeats could create a run twice.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # of every run that ends, through a server
 
 
 class TrackingError(ValueError):
@@ -30,6 +31,7 @@ class Tracking:
     uri: str
     experiment_id: str
     client: object  # mlflow.MlflowClient; MLflow is imported only when a store is opened
+    spool_folder: Path  # where writes wait while the store is away
 
 
 def resolve_tracking_uri(uri: str | None, data_folder: Path) -> str:
@@ -61,6 +63,7 @@ def open_tracking(uri: str, experiment: str, data_folder: Path) -> Tracking:
     from mlflow.exceptions import MlflowException
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # set by its import: it would tell of every table that it creates
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what the writer says in one line
 
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
@@ -75,7 +78,7 @@ def open_tracking(uri: str, experiment: str, data_folder: Path) -> Tracking:
                 raise TrackingError(f"experiment {experiment!r} was deleted in {uri!r}; restore it: mlflow experiments restore")
     except MlflowException as error:
         raise TrackingError(f"tracking URI {uri!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return Tracking(uri=uri, experiment_id=experiment_id, client=client)
+    return Tracking(uri=uri, experiment_id=experiment_id, client=client, spool_folder=data_folder / "spool")
 
 
 def _check_server(uri: str) -> None:

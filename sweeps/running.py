@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tempfile
 import uuid
 from collections import deque
@@ -27,6 +28,7 @@ from trainables.store import CHECKPOINT_FOLDER, Store, checkpoint_folder_name
 
 RUNNERS = ("auto", "train", "tune")
 MAX_RETRIES = 1
+ENDS_OF_TUNE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, tune.TuneError)  # also of files cut off by a full disk
 MIN_IMAGES_PER_WORKER = 16  # of a learngene's batch: more workers would wait for each other more than they compute
 
 
@@ -311,7 +313,7 @@ def run_stage(name: str, source: JobSource, store: Store, runner: RunnerSpec, li
         tuner.fit()
     except StoppedSweep:
         raise
-    except (RuntimeError, tune.TuneError, ray.exceptions.RayError) as error:
+    except (*ENDS_OF_TUNE, ray.exceptions.RayError) as error:
         raise StoppedSweep(f"Ray ended the stage {name}: {_last_line(str(error))}") from error
     if events.all_done:
         store.delete_folder(f"{CHECKPOINT_FOLDER}/{attempt}")

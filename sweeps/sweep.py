@@ -69,6 +69,7 @@ class Sweep:
             if to_do:
                 self._compute(missing)
             self._record_finished()
+            self._clear_up()
             return self._report()
         except KeyboardInterrupt:
             self.runs.close("KILLED")
@@ -76,6 +77,12 @@ class Sweep:
         except BaseException:
             self.runs.close("FAILED")
             raise
+
+    def _clear_up(self) -> None:
+        """Delete checkpoints that a sweep which died has left of jobs that are finished."""
+        finished = [job for job in self.plan.jobs if self.store.read_record(job) is not None]
+        for path, _ in self.store.checkpoint_folders(finished):
+            self.store.delete(path)
 
     def _missing(self) -> dict[str, tuple[JobSpec, ...]]:
         """What is to be computed: also again, where it is damaged and needed."""

@@ -1,15 +1,15 @@
 """Processes that die, nodes that go, disks that are full, losses that diverge, files that rot: what is left is what would have
 been without."""
 
-import os
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.commands import command, environment, runs, sweep, weights
+from tests.commands import command, environment, runs, start, sweep, weights
 
 pytestmark = pytest.mark.slow
 
@@ -137,22 +137,29 @@ def test_a_damaged_artifact_is_noticed_and_made_again(undisturbed, tmp_path):
     assert all(after[name] == content for name, content in before.items()) and len(after) == len(before) + 1
 
 
-def test_a_full_disk_fails_the_point_and_the_rest_can_be_had_later(undisturbed, tmp_path):
-    disk, store = tmp_path / "disk", tmp_path / "disk" / "store"
+def test_a_full_disk_fails_the_point_and_the_rest_can_be_had_later(tmp_path):
+    disk, store, reference = tmp_path / "disk", tmp_path / "disk" / "store", tmp_path / "reference"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)], capture_output=True, text=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)], capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    options = ["--runner", "tune", "--methods", "scratch", "--steps", "600"]
+    outside = ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
     try:
-        sweep(store, "--runner", "tune", "--methods", "fine", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db")
-        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-        (disk / "ballast").write_bytes(bytes(free - 200_000))
-        options = ["--runner", "tune", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
-        output = sweep(store, *options, expect=1)
-        assert "No space left on device" in output and "Traceback" not in output, output
+        process = start(store, *options, *outside)
+        while not list(store.glob("tune/*-base-*/*/checkpoint_*")):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+        with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
+            while True:  # until there is no room
+                ballast.write(bytes(65536))
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 1 and "No space left on device" in output and "Traceback" not in output, output
+        sweep_refused = sweep(store, *options, *outside, expect=2)
+        assert sweep_refused == "", "what is said goes to stderr, before anything starts"
         (disk / "ballast").unlink()
-        sweep(store, *options)
-        assert weights(store) == weights(undisturbed)
+        sweep(store, *options, *outside)
+        sweep(reference, *options)
+        assert weights(store) == weights(reference)
     finally:
-        time.sleep(1)
         subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -1,0 +1,137 @@
+"""Writes on their way to the store, kept in a file until the store has taken them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import threading
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+logger = logging.getLogger("fine-sweeps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write:
+    """One thing to tell the store. Plain data with its own time: it may be told later, by another process, or twice."""
+
+    action: str
+    trial_id: str | None  # None: the sweep's own run
+    time_ms: int
+    values: dict[str, Any]
+
+
+class Spool:
+    """A queue of writes that outlives its process: any thread appends, one takes.
+
+    The file holds a line of JSON per write and lines that say up to which number the store has taken them. A line that a
+    crash cut off is no write. Where the file cannot be had (a full disk, the same sweep in another process) writes are kept
+    in memory alone.
+
+    The lock is a plain one: Ctrl-C in the middle of a `with` releases it, which `threading.Condition` does not guarantee.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = threading.Lock()
+        self.pending: deque[tuple[int, Write]] = deque()
+        self.last_number = 0
+        self.file: BinaryIO | None = None
+        try:
+            self._open()
+        except OSError as error:
+            self._keep_in_memory(error)
+
+    @property
+    def is_durable(self) -> bool:
+        return self.file is not None
+
+    def __len__(self) -> int:
+        return len(self.pending)
+
+    def _open(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("a+b", buffering=0)  # every line is one system call
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise
+        file.seek(0)
+        content = file.read()
+        self._load(content)
+        self.file = file
+        if content and not content.endswith(b"\n"):
+            self._append(b"\n")
+
+    def _load(self, content: bytes) -> None:
+        for line in content.splitlines():
+            try:
+                entry = json.loads(line)
+                if "done" in entry:
+                    self._forget(entry["done"])
+                else:
+                    self.last_number = entry.pop("number")
+                    self.pending.append((self.last_number, Write(**entry)))
+            except (ValueError, KeyError, TypeError):  # cut off, or of another version
+                continue
+
+    def append(self, write: Write) -> None:
+        with self.lock:
+            self.last_number += 1
+            self.pending.append((self.last_number, write))
+            self._append(json.dumps({"number": self.last_number, **vars(write)}).encode() + b"\n")
+
+    def writes(self) -> list[Write]:
+        """All that the store has not taken."""
+        with self.lock:
+            return [write for _, write in self.pending]
+
+    def head(self, limit: int, together: str) -> list[Write]:
+        """The first write; of the action that may be told `together` also those that follow it, `limit` at most."""
+        with self.lock:
+            first = [write for _, write in islice(self.pending, limit)]
+        return list(takewhile(lambda write: write.action == together, first)) or first[:1]
+
+    def done(self, count: int) -> None:
+        """The store has taken the first `count` writes."""
+        with self.lock:
+            number = self.pending[count - 1][0]
+            self._forget(number)
+            # Mostly nothing is left: the file stays small however long the sweep is.
+            self._append(json.dumps({"done": number}).encode() + b"\n" if self.pending else b"")
+
+    def close(self) -> None:
+        """Nothing is appended any more. An empty spool leaves no file."""
+        with self.lock:
+            if self.file is not None:
+                if not self.pending:
+                    self.path.unlink(missing_ok=True)
+                self.file.close()
+                self.file = None
+
+    def _forget(self, number: int) -> None:
+        while self.pending and self.pending[0][0] <= number:
+            self.pending.popleft()
+
+    def _append(self, line: bytes) -> None:
+        """Write a line; an empty one empties the file."""
+        if self.file is None:
+            return
+        try:
+            if not line:
+                self.file.truncate(0)
+            elif self.file.write(line) != len(line):
+                raise OSError(f"{self.path} took part of a line; is the disk full?")
+        except OSError as error:
+            self.file.close()
+            self.file = None
+            self._keep_in_memory(error)
+
+    def _keep_in_memory(self, error: OSError) -> None:
+        reason = "another process runs this sweep" if isinstance(error, BlockingIOError) else str(error)
+        logger.warning("MLflow records are kept in memory until they are written, not in %s (%s)", self.path, reason)

@@ -1,0 +1,139 @@
+"""One thread that brings a sweep's writes to the store in their order, however slow or absent the store is."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from typing import Protocol
+
+from mlflow_setup.spool import Spool, Write
+
+POLL_S = 0.05
+FIRST_PAUSE_S, LONGEST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0, 2.0  # between tries; the last while the sweep waits for the end
+WARN_AFTER = 2  # tries in vain: one alone is no outage
+BLAMED_AFTER = 5  # tries in vain of one write, after each of which the store answered
+TOGETHER = 64  # writes of metrics in one go, which is what a store that was away catches up with
+DRAIN_FAILING_S = 30.0  # what the end of a sweep waits for a store that takes nothing
+DRAIN_STUCK_S = 300.0  # ... or that is busy with one write
+SAY_DRAINING_AFTER_S = 3.0
+
+logger = logging.getLogger("fine-sweeps")
+
+
+class Target(Protocol):
+    """Where writes go. To take one twice leaves what it leaves once."""
+
+    together: str
+
+    def take(self, writes: list[Write]) -> None: ...
+    def is_refusal(self, error: Exception) -> bool:
+        """Whether the same write would fail for ever."""
+
+    def is_away(self, error: Exception) -> bool:
+        """Whether the store cannot be blamed on the write; asks the store where the error does not tell."""
+
+
+class BackgroundWriter:
+    """Callers only append to the spool. Waiting is by polling: see `Spool` on Ctrl-C and conditions."""
+
+    def __init__(self, spool: Spool, target: Target) -> None:
+        self.spool, self.target = spool, target
+        self.num_taken = self.failures = self.blamed = self.singly = 0
+        self.closing = self.stopped = False
+        self.refused: dict[str | None, int] = {}
+        self.thread = threading.Thread(target=self._run, name="mlflow-writer", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while not self.stopped:
+            writes = self.spool.head(1 if self.singly else TOGETHER, self.target.together)
+            if not writes:
+                time.sleep(POLL_S)
+                continue
+            try:
+                self.target.take(writes)
+            except Exception as error:
+                self._failed(writes, error)
+            else:
+                self._taken(len(writes))
+        self.spool.close()
+
+    def _taken(self, count: int) -> None:
+        self.spool.done(count)
+        self.num_taken += count
+        self.singly = max(0, self.singly - count)
+        if self.failures >= WARN_AFTER:
+            logger.warning("MLflow takes records again; %d are to be written", len(self.spool))
+        self.failures = self.blamed = 0
+
+    def _failed(self, writes: list[Write], error: Exception) -> None:
+        if len(writes) > 1:
+            self.singly = len(writes)  # it may be one of them
+            return
+        if self.target.is_refusal(error):
+            self._drop(writes[0], error)
+            return
+        self.blamed = 0 if self.target.is_away(error) else self.blamed + 1
+        if self.blamed >= BLAMED_AFTER:
+            self._drop(writes[0], error)
+            return
+        self.failures += 1
+        if self.failures == WARN_AFTER:
+            where = self.spool.path if self.spool.is_durable else "memory"
+            logger.warning("MLflow does not take records (%s); they are kept in %s until it does", one_line(error), where)
+        self._pause()
+
+    def _pause(self) -> None:
+        started, pause = time.monotonic(), min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.failures - 1, 10))
+        while not self.stopped and time.monotonic() < started + (min(pause, LAST_PAUSE_S) if self.closing else pause):
+            time.sleep(POLL_S)
+
+    def _drop(self, write: Write, error: Exception) -> None:
+        """Said once per run: what follows on a deleted run is refused as well."""
+        if write.trial_id not in self.refused:
+            run = f"the run of {write.trial_id}" if write.trial_id else "the sweep's run"
+            logger.warning("MLflow refuses a record of %s (%s: %s); going on without it", run, write.action, one_line(error))
+        self.refused[write.trial_id] = self.refused.get(write.trial_id, 0) + 1
+        self._taken(1)
+
+    def close(self) -> None:
+        """Wait for what is left as long as the store takes some of it, then say what stays in the spool."""
+        self.closing = True
+        try:
+            self._drain()
+        finally:
+            self._say_what_is_left()
+            self.stopped = True
+        self.thread.join(timeout=LAST_PAUSE_S)  # it may wait for an answer; it is a daemon
+
+    def _say_what_is_left(self) -> None:
+        if left := len(self.spool):
+            where = f"kept in {self.spool.path}" if self.spool.is_durable else "lost but for what the results hold"
+            logger.warning("%d MLflow records are not written; they are %s; the same command completes them", left, where)
+        if sum(self.refused.values()) > len(self.refused):
+            logger.warning("MLflow refused %d records in all", sum(self.refused.values()))
+
+    def _drain(self) -> None:
+        started = progress = time.monotonic()
+        taken, said = self.num_taken, False
+        while len(self.spool):
+            now = time.monotonic()
+            if self.num_taken > taken:
+                taken, progress = self.num_taken, now
+            if now - progress > (DRAIN_FAILING_S if self.failures else DRAIN_STUCK_S):
+                return
+            if not said and now - started > SAY_DRAINING_AFTER_S:
+                said = True
+                logger.warning("writing the last %d MLflow records; Ctrl-C leaves them for the next run", len(self.spool))
+            time.sleep(POLL_S)
+
+
+def one_line(error: Exception) -> str:
+    """An error as it may be shown: its first line, of wrapped ones the innermost, without passwords of addresses."""
+    text = re.sub(r"://[^@/\s]*@", "://***@", str(error).strip() or type(error).__name__)
+    line = text.splitlines()[0]
+    if caused := re.search(r"\(Caused by \w+\([\"']?(.*?)[\"')]*$", line):
+        line = caused[1]
+    return line[:200]

@@ -1,0 +1,82 @@
+"""The real command into a real MLflow server that goes away for the whole middle of the sweep."""
+
+import json
+import signal
+import subprocess
+import time
+
+import mlflow
+import pytest
+
+from tests.commands import command, environment
+from tests.servers import MlflowServer, postgresql
+
+pytestmark = pytest.mark.slow
+NUM_STEPS = 12
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def server(request, tmp_path):
+    if request.param == "sqlite":
+        server = MlflowServer(tmp_path, f"sqlite:///{tmp_path}/server.db")
+        yield server
+        server.kill()
+        return
+    with postgresql() as address:
+        server = MlflowServer(tmp_path, address)
+        yield server
+        server.kill()
+
+
+def test_a_server_that_is_away_for_the_middle_of_a_sweep_loses_nothing(server, tmp_path):
+    store = tmp_path / "store"
+    # A report after every step; one job at a time, so that most of the sweep is after the server's end.
+    options = ["--runner", "tune", "--seeds", "0,1", "--checkpoint-every-steps", "1", "--max-concurrent", "1"]
+    started = {"cwd": tmp_path, "env": environment() | {"MLFLOW_TRACKING_URI": server.uri}, "text": True}
+    server.start()
+    server.wait()
+    with subprocess.Popen(command(store, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **started) as process:
+        wait_until(lambda: any(store.glob("tune/*-base-*/*/checkpoint_*")), process)
+        server.kill()
+        wait_until(lambda: len(list(store.glob("trial/*/record.json"))) == 4, process)
+        spooled = [json.loads(line) for file in store.glob("spool/*.jsonl") for line in file.read_text().splitlines()]
+        server.start()
+        output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    assert output.count("MLflow does not take records") == 1 and "Traceback" not in output and "Retry" not in output
+    assert sum(entry.get("action") == "log" for entry in spooled) > 30 and sum(e.get("action") == "end" for e in spooled) >= 3
+    server.wait()
+
+    again = subprocess.run(command(store, *options), capture_output=True, timeout=180, **started)
+    assert again.returncode == 0 and "0 of 6 jobs to compute" in again.stdout, again.stdout + again.stderr
+    assert not list(store.glob("spool/*"))
+    client = mlflow.MlflowClient(server.uri)
+    found = client.search_runs([client.get_experiment_by_name("size-grid").experiment_id])
+    (parent,) = (run for run in found if "mlflow.parentRunId" not in run.data.tags)
+    children = [run for run in found if run is not parent]
+    assert len(children) == 4 and {run.info.status for run in found} == {"FINISHED"}
+    for child in children:
+        record = json.loads((store / "trial" / child.data.tags["trial_id"] / "record.json").read_text())
+        for key in ("train/loss", "train/steps_per_s"):
+            history = client.get_metric_history(child.info.run_id, key)
+            assert [metric.step for metric in history] == list(range(1, NUM_STEPS + 1)), "in order, and each step once"
+            assert [metric.value for metric in history] == [entry[key] for entry in record["history"]]
+        for key, value in record["metrics"].items():
+            assert [metric.value for metric in client.get_metric_history(child.info.run_id, key)] == [value]
+        assert child.data.params and child.data.tags["pareto"] in ("true", "false")
+        assert [file.path for file in client.list_artifacts(child.info.run_id, "samples")] == ["samples/samples.png"]
+        times = child.info.start_time, *(metric.timestamp for metric in history), child.info.end_time
+        assert list(times) == sorted(times), "when it happened, not when it was written"
+    artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert artifacts == {"pareto.csv", "pareto.png", "pareto.html", "ledger.csv", "samples"}
+    assert len(client.list_artifacts(parent.info.run_id, "samples")) == 4
+    assert "locked" not in server.log.read_text()
+
+
+def wait_until(condition, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 240
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.send_signal(signal.SIGINT)
+            pytest.fail(process.communicate()[0])
+        time.sleep(0.05)
