@@ -16,7 +16,6 @@ from torch import Tensor
 
 from fine_core.image_files import FolderReader, Reader
 from fine_core.image_set import Augmentation, DataError, DatasetInfo
-from fine_core.parquet_images import ParquetReader
 
 KINDS = ("imagefolder", "parquet")
 CACHE_LIMIT_BYTES = 2**28  # smaller sets are kept in memory once they have been read
@@ -80,7 +79,11 @@ def resolve(text: str, *, image_size: int, flips: bool) -> str:
 
 @lru_cache(maxsize=8)
 def _open(kind: str, path: str, image_size: int) -> Reader:
-    return FolderReader(path, image_size) if kind == "imagefolder" else ParquetReader(path, image_size)
+    if kind == "imagefolder":
+        return FolderReader(path, image_size)
+    from fine_core.parquet_images import ParquetReader  # late: pyarrow is not on every machine that trains
+
+    return ParquetReader(path, image_size)
 
 
 @lru_cache(maxsize=8)

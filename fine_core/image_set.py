@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+LANES = 8  # groups of rows that a batch is mixed from, of sets that are read in groups
+
 
 class DataError(ValueError):
     """Images, latents or labels that cannot be used."""

@@ -17,10 +17,9 @@ from pyarrow import fs, parquet
 from torch import Tensor
 
 from fine_core.image_files import CorruptImages, decode_rows
-from fine_core.image_set import DataError, LatentInfo
+from fine_core.image_set import LANES, DataError, LatentInfo
 
 METADATA_KEY = b"fine-sweeps"
-LANES = 8  # row groups that a batch is mixed from
 HELD_GROUPS = 2 * LANES  # in memory: a set may be read in two orders at once
 MAX_GROUP_BYTES = 2**29
 

@@ -146,12 +146,12 @@ class SweepRuns:
         """
         if self.closed:
             return
-        self.closed = True
         for trial_id, child in self.children.items():
             if child.status == "RUNNING":
                 self._end(trial_id, "KILLED")
         self._log(None, _at_step(metrics or {}, 0))
         self._end(None, status)
+        self.closed = True
         self.writer.close()
 
     def attempt(self, write: Callable[[], T]) -> T | None:

@@ -7,8 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fine_core.image_set import ImageSource
-from fine_core.parquet_images import LANES
+from fine_core.image_set import LANES, ImageSource
 from fine_core.randomness import stream_generator
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
-from ray import train
+from ray import PlacementGroupID, train
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.placement_group import (
     PlacementGroup,
@@ -87,7 +86,7 @@ def _free_resources(store: Store, job: JobSpec) -> None:
     except FileNotFoundError:
         return
     if placement_group_table().get(group, {}).get("state") in ("CREATED", "PENDING", "RESCHEDULING"):
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+        remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
 
 
 def run_on_worker_group(

@@ -14,8 +14,7 @@ from fine_core import data_by_path
 from fine_core.data import dataset_info, image_size_of, load_dataset, short_name
 from fine_core.data_by_path import DatasetPath, resolve
 from fine_core.image_files import centre_crop
-from fine_core.image_set import DataError
-from fine_core.parquet_images import LANES
+from fine_core.image_set import LANES, DataError
 from fine_core.sampling import to_uint8
 from tests.pictures import encoded, image_folder, image_shards, latent_shard, picture
 from trainables.batches import DenoisingBatches, RehearsingBatches, uniform_probabilities
