@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -51,6 +53,27 @@ def weights(store: Path) -> dict[str, dict]:
     names = ("trial/*/model", "learngene/*/learngene", "transfer/*/delta")
     files = [file for name in names for file in store.glob(f"{name}.safetensors")]
     return {str(file.relative_to(store)): file.read_bytes() for file in files}
+
+
+def matches(folder: Path, pattern: str) -> list[Path]:
+    """Paths below a folder that another process writes to; none where one is deleted under the search."""
+    try:
+        return list(folder.glob(pattern))
+    except FileNotFoundError:
+        return []
+
+
+def wait_for(
+    condition: Callable[[], object], what: str, *, process: subprocess.Popen | None = None, timeout_s: float = 240
+) -> None:
+    """Until the condition holds; fails if that takes too long or the process ends before."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if process is not None and (process.poll() is not None or time.monotonic() > deadline):
+            process.send_signal(signal.SIGINT)
+            raise AssertionError(f"{what}: never seen\n{process.communicate()[0]}")
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.01)
 
 
 def start(store: Path, *options: str, script: str = "size_grid") -> subprocess.Popen:

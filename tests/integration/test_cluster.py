@@ -1,12 +1,11 @@
 """Jobs on a cluster: submitted, stopped, submitted again, refused; and a cluster that grows under a sweep."""
 
 import subprocess
-import time
 
 import pytest
 
 from tests.clusters import OwnCluster
-from tests.commands import ROOT, TINY, runs
+from tests.commands import ROOT, TINY, matches, runs, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -24,19 +23,12 @@ def size_grid(store, *options: str) -> list[str]:
     return ["python", "sweeps/size_grid.py", *TINY, "--transfer", "none", "--storage-path", str(store), *options]
 
 
-def wait_until(condition, timeout_s: float, what: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.2)
-
-
 def test_a_job_is_stopped_and_submitted_again(cluster, tmp_path):
     store = tmp_path / "store"
     grid = ["--steps", "600", "--runner", "tune", "--methods", "scratch"]
     code, output = cluster.submit(*size_grid(store, *grid), job_id="first", wait=False)
     assert code == 0, output
-    wait_until(lambda: list((store / "tune").rglob("checkpoint_*/progress.json")), 100, "there is a checkpoint")
+    wait_for(lambda: matches(store, "tune/**/checkpoint_*/progress.json"), "a checkpoint", timeout_s=100)
     cluster.job("stop", "first")
     _, (parent,), (child,) = runs(store)
     assert parent.info.status == "KILLED" and child.info.status == "KILLED"
@@ -51,7 +43,7 @@ def test_nodes_come_up_for_a_sweep_and_go_down_after_it(tmp_path):
     growing = OwnCluster(tmp_path, head_cpus=0, max_nodes=2)
     growing.start()
     try:
-        wait_until(growing.nodes, 30, "the nodes are counted")
+        wait_for(growing.nodes, "the nodes are counted", timeout_s=30)
         assert set(growing.nodes()) == {1}, "the head alone"
         grid = [*size_grid(tmp_path / "store", "--max-concurrent", "2", "--runner", "tune")]
         joined = {**growing.environment, "RAY_ADDRESS": growing.address}
@@ -59,7 +51,7 @@ def test_nodes_come_up_for_a_sweep_and_go_down_after_it(tmp_path):
         assert result.returncode == 0, result.stdout + result.stderr
         assert "waiting for nodes with room for 1 x 1 CPU" in result.stdout
         assert max(growing.nodes()) == 3, "both nodes came up"
-        wait_until(lambda: growing.nodes()[-1] == 1, 60, "the nodes went down again")
+        wait_for(lambda: growing.nodes()[-1] == 1, "the nodes went down again", timeout_s=60)
     finally:
         growing.stop()
 

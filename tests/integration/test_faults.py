@@ -3,13 +3,12 @@ been without."""
 
 import shutil
 import subprocess
-import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.commands import command, environment, runs, start, sweep, weights
+from tests.commands import command, environment, matches, runs, start, sweep, wait_for, weights
 
 pytestmark = pytest.mark.slow
 
@@ -147,9 +146,7 @@ def test_a_full_disk_fails_the_point_and_the_rest_can_be_had_later(tmp_path):
     outside = ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
     try:
         process = start(store, *options, *outside)
-        while not list(store.glob("tune/*-base-*/*/checkpoint_*")):
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.02)
+        wait_for(lambda: matches(store, "tune/*-base-*/*/checkpoint_*"), "a checkpoint", process=process)
         with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
             while True:  # until there is no room
                 ballast.write(bytes(65536))

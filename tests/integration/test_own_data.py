@@ -4,27 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKL
 
 from fine_core.diffusers_format import load_pipeline
-from tests.commands import ROOT, environment, sweep
-from tests.pictures import image_folder
+from tests.commands import ROOT, environment, matches, sweep, wait_for
+from tests.pictures import extractor_file, image_folder, vae_folder
 
 pytestmark = pytest.mark.slow
-
-
-class Means(torch.nn.Module):
-    """Mean and deviation of each channel."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        pixels = images.float().flatten(2) / 255
-        return torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1)
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +22,8 @@ def place(tmp_path_factory):
     image_folder(root / "images", classes=3, per_class=20)
     image_folder(root / "target", classes=2, per_class=8)
     (root / "images" / "class-1" / "7.png").write_bytes(b"damaged")
-    torch.jit.script(Means()).save(root / "means.pt")
-    torch.manual_seed(0)
-    AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 8),
-        norm_num_groups=2,
-        latent_channels=4,
-        sample_size=16,
-    ).save_pretrained(root / "vae")
+    extractor_file(root)
+    vae_folder(root)
     return root
 
 
@@ -67,9 +48,7 @@ def test_from_images_to_latents_to_a_pipeline(place):
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    while not list((place / "killed").glob("part-*.parquet")):
-        assert started.poll() is None, "ended before it could be killed"
-        time.sleep(0.01)
+    wait_for(lambda: matches(place / "killed", "part-*.parquet"), "a shard", process=started)
     os.killpg(started.pid, signal.SIGKILL)
     started.wait()
     done = {file.name: file.read_bytes() for file in (place / "killed").glob("part-*.parquet")}

@@ -4,14 +4,13 @@ import csv
 import json
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import optuna
 import psutil
 import pytest
 
-from tests.commands import TRANSFER, runs, start, sweep
+from tests.commands import TRANSFER, matches, runs, start, sweep, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -83,28 +82,21 @@ def test_a_search_leaves_a_study_runs_files_and_settings_for_a_grid(whole):
     assert {file: file.stat().st_mtime_ns for file in whole.rglob("record.json")} == before
 
 
-def wait_for(process, what, store: Path):
-    deadline = time.monotonic() + 120
-    while not (found := what()):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-        time.sleep(0.01)
-    return found
-
-
 def test_killed_twice_and_run_again_is_the_same_study(whole, tmp_path):
     """SIGKILL of a worker in the middle of a training, then of the driver in the middle of another."""
     store = tmp_path / "store"
     options = [*SEARCH, *ALONE, *TRIALS, "--runner", "tune", "--checkpoint-every-steps", "1"]
     with start(store, *options, script="schedule_search") as process:
-        wait_for(process, lambda: list(store.glob("tune/*-search-*/*/checkpoint_*/progress.json")), store)
+        checkpoints = "tune/*-search-*/*/checkpoint_*"
+        wait_for(lambda: matches(store, f"{checkpoints}/progress.json"), "a checkpoint", process=process)
         workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "_trial" in p.name() or trial_actor(p)]
         assert workers, "a Tune trial's process is there to be killed"
         for worker in workers:
             worker.kill()
-        done = len(list(store.glob("transfer/*/record.json")))
-        wait_for(process, lambda: len(list(store.glob("transfer/*/record.json"))) > done, store)
-        known = set(store.glob("tune/*-search-*/*"))
-        wait_for(process, lambda: [f for f in store.glob("tune/*-search-*/*/checkpoint_*") if f.parent not in known], store)
+        done = len(matches(store, "transfer/*/record.json"))
+        wait_for(lambda: len(matches(store, "transfer/*/record.json")) > done, "a later result", process=process)
+        known = set(matches(store, "tune/*-search-*/*"))
+        wait_for(lambda: {f.parent for f in matches(store, checkpoints)} - known, "a later checkpoint", process=process)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=60)
     assert any(trial["state"] == "RUNNING" for trial in trials(store)), "the driver died in the middle of a trial"

@@ -6,13 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.commands import ROOT, TRANSFER, environment, runs, start, sweep, weights
+from tests.commands import ROOT, TRANSFER, environment, matches, runs, start, sweep, wait_for, weights
 
 pytestmark = pytest.mark.slow
 
@@ -99,10 +98,7 @@ def test_interrupted_and_run_again_equals_uninterrupted(signal_number, inline, t
     # A cadence of its own: a checkpoint after every step, so that the signal finds a trial between two of them.
     options = ["--runner", "tune", "--max-concurrent", "1", "--checkpoint-every-steps", "1"]
     with start(store, *options) as process:
-        deadline = time.monotonic() + 120
-        while not any(store.glob("tune/*-base-*/*/checkpoint_*/progress.json")):
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-            time.sleep(0.02)
+        wait_for(lambda: matches(store, "tune/*-base-*/*/checkpoint_*/progress.json"), "a checkpoint", process=process)
         process.send_signal(signal_number)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
@@ -193,10 +189,8 @@ def test_a_transfer_on_two_workers_and_one_interrupted_equal_the_plain_one(tmp_p
 
     options += ["--checkpoint-every-steps", "1", "--max-concurrent", "1"]
     with start(stopped, *options, "--runner", "tune") as process:
-        deadline = time.monotonic() + 120
-        while not any(stopped.glob("tune/*-transfer-*/*/checkpoint_*/progress.json")):
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-            time.sleep(0.02)
+        checkpoint = "tune/*-transfer-*/*/checkpoint_*/progress.json"
+        wait_for(lambda: matches(stopped, checkpoint), "a checkpoint", process=process)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     sweep(stopped, *options, "--runner", "tune")

@@ -1,14 +1,12 @@
 """The real command into a real MLflow server that goes away for the whole middle of the sweep."""
 
 import json
-import signal
 import subprocess
-import time
 
 import mlflow
 import pytest
 
-from tests.commands import command, environment
+from tests.commands import command, environment, matches, wait_for
 from tests.servers import MlflowServer, postgresql
 
 pytestmark = pytest.mark.slow
@@ -36,9 +34,9 @@ def test_a_server_that_is_away_for_the_middle_of_a_sweep_loses_nothing(server, t
     server.start()
     server.wait()
     with subprocess.Popen(command(store, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **started) as process:
-        wait_until(lambda: any(store.glob("tune/*-base-*/*/checkpoint_*")), process)
+        wait_for(lambda: matches(store, "tune/*-base-*/*/checkpoint_*"), "a checkpoint", process=process)
         server.kill()
-        wait_until(lambda: len(list(store.glob("trial/*/record.json"))) == 4, process)
+        wait_for(lambda: len(matches(store, "trial/*/record.json")) == 4, "four results", process=process)
         spooled = [json.loads(line) for file in store.glob("spool/*.jsonl") for line in file.read_text().splitlines()]
         server.start()
         output, _ = process.communicate(timeout=180)
@@ -71,12 +69,3 @@ def test_a_server_that_is_away_for_the_middle_of_a_sweep_loses_nothing(server, t
     assert artifacts == {"pareto.csv", "pareto.png", "pareto.html", "ledger.csv", "samples"}
     assert len(client.list_artifacts(parent.info.run_id, "samples")) == 4
     assert "locked" not in server.log.read_text()
-
-
-def wait_until(condition, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 240
-    while not condition():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.send_signal(signal.SIGINT)
-            pytest.fail(process.communicate()[0])
-        time.sleep(0.05)
