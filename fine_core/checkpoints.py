@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,19 @@ class CheckpointError(ValueError):
 
 def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], *, kind: str, config: dict) -> None:
     """Write tensors and their JSON config; the file appears whole or not at all."""
+    contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    with whole_file(path) as temporary:
+        save_file(contiguous, temporary, metadata=_metadata(kind, config))
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` once all is written: the file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    contiguous = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(contiguous, temporary, metadata=_metadata(kind, config))
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

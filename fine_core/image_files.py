@@ -53,6 +53,14 @@ class CorruptImages:
             )
 
 
+def fingerprint_of(files: Iterable[tuple[str, int]]) -> str:
+    """A hash of files' names and sizes in bytes."""
+    digest = hashlib.sha256()
+    for name, size_bytes in files:
+        digest.update(f"{name} {size_bytes}\n".encode())
+    return digest.hexdigest()[:8]
+
+
 def centre_crop(image: Image.Image, image_size: int) -> Image.Image:
     """The central square at `image_size`: halved by area averaging while that leaves enough, then bicubic (ADM, DiT)."""
     while min(image.size) >= 2 * image_size:
@@ -119,11 +127,7 @@ class FolderReader:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the files' names and sizes."""
-        digest = hashlib.sha256()
-        for file in self.files:
-            digest.update(f"{self._relative(file)} {Path(file).stat().st_size}\n".encode())
-        return digest.hexdigest()[:8]
+        return fingerprint_of((self._relative(file), Path(file).stat().st_size) for file in self.files)
 
     def _relative(self, file: str) -> str:
         return Path(file).relative_to(self.root).as_posix()

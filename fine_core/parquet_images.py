@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections import OrderedDict
@@ -16,7 +15,7 @@ import torch
 from pyarrow import fs, parquet
 from torch import Tensor
 
-from fine_core.image_files import CorruptImages, decode_rows
+from fine_core.image_files import CorruptImages, decode_rows, fingerprint_of
 from fine_core.image_set import LANES, DataError, LatentInfo
 
 METADATA_KEY = b"fine-sweeps"
@@ -82,11 +81,7 @@ class ParquetReader:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the files' names and sizes."""
-        digest = hashlib.sha256()
-        for info in self.filesystem.get_file_info(self.files):
-            digest.update(f"{info.base_name} {info.size}\n".encode())
-        return digest.hexdigest()[:8]
+        return fingerprint_of((info.base_name, info.size) for info in self.filesystem.get_file_info(self.files))
 
     @property
     def latents(self) -> LatentInfo | None:

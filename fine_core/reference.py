@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fine_core.checkpoints import CheckpointError, load_tensors, save_tensors
+from fine_core.checkpoints import CheckpointError, load_tensors, save_tensors, whole_file
 from fine_core.features import Features, extract_features
 
 MAX_KEPT_FEATURES = 10_000  # rows; what ADM's published references have for precision and recall
@@ -198,13 +198,6 @@ def save_samples_npz(path: str | os.PathLike, images: Tensor) -> None:
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"samples are {images.dtype} {tuple(images.shape)}; they must be uint8 (N, 1 or 3, H, H)")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     pixels = images.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
-    try:
-        with open(temporary, "wb") as file:  # a name without .npz would get it appended
-            np.savez(file, arr_0=pixels.contiguous().numpy())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, open(temporary, "wb") as file:  # a name without .npz would get it appended
+        np.savez(file, arr_0=pixels.contiguous().numpy())

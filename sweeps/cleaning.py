@@ -13,7 +13,7 @@ from rich.table import Table
 from sweeps.pareto import COSTS, by_protocol, points_from, report_rows
 from sweeps.planning import Plan
 from trainables.files import BANK_FILE, DELTA_FILE, MODEL_FILE
-from trainables.spec import JobSpec, TransferSpec
+from trainables.spec import TransferSpec
 from trainables.spec_json import job_from_record
 from trainables.store import Store
 
@@ -32,23 +32,25 @@ def deletable(plan: Plan, store: Store) -> list[Deletable]:
     any other sweep's, what unfinished jobs are made from, learngenes, extractors and whatever was brought along. Records,
     scores and pictures stay in any case.
     """
-    finished = [(point, record) for point in plan.points if (record := store.read_record(point))]
-    unfinished = [job for job in plan.jobs if store.read_record(job) is None]
+    records = {job.id: record for job in plan.jobs if (record := store.read_record(job))}
+    finished = [(point, records[point.id]) for point in plan.points if point.id in records]
+    unfinished = [job for job in plan.jobs if job.id not in records]
     on_front = _front_ids(finished, plan)
     needed = {need.id for job in unfinished for need in job.needs}
     dropped = [point for point, _ in finished if point.id not in on_front and point.id not in needed]
     dropped_ids = {point.id for point in dropped}
     in_use = {base for transfer, base in _bases_of_deltas(store) if transfer not in dropped_ids}
-    found = []
-    for point in dropped:
-        if isinstance(point, TransferSpec):
-            found += _file(store, point, DELTA_FILE, "delta on no front", plan)
-        elif point.id not in in_use:
-            found += _file(store, point, MODEL_FILE, "weights on no front", plan)
-    for bank in plan.bank:
-        if bank.id not in needed and store.read_record(bank) is not None:
-            found += _file(store, bank, BANK_FILE, "bank whose transfers are done", plan)
-    done = [job for job in plan.jobs if store.read_record(job) is not None]
+    files = [(point, DELTA_FILE, "delta on no front") for point in dropped if isinstance(point, TransferSpec)]
+    bases = [point for point in dropped if not isinstance(point, TransferSpec) and point.id not in in_use]
+    files += [(base, MODEL_FILE, "weights on no front") for base in bases]
+    banks = [bank for bank in plan.bank if bank.id in records and bank.id not in needed]
+    files += [(bank, BANK_FILE, "bank whose transfers are done") for bank in banks]
+    labels, done = plan.labels, [job for job in plan.jobs if job.id in records]
+    found = [
+        Deletable(path=path, size_bytes=size, what=f"{labels[job.id]}: {what}")
+        for job, name, what in files
+        if (size := store.size_of(path := f"{job.folder}/{name}")) is not None
+    ]
     return found + [
         Deletable(path=path, size_bytes=size, what="checkpoints of finished jobs")
         for path, size in store.checkpoint_folders(done)
@@ -70,13 +72,6 @@ def _bases_of_deltas(store: Store) -> Iterable[tuple[str, str]]:
         job = job_from_record(record)
         if isinstance(job, TransferSpec) and store.size_of(f"{job.folder}/{DELTA_FILE}") is not None:
             yield job.id, job.base.id
-
-
-def _file(store: Store, job: JobSpec, name: str, what: str, plan: Plan) -> list[Deletable]:
-    path = f"{job.folder}/{name}"
-    size = store.size_of(path)
-    label = plan.labels[job.id]
-    return [] if size is None else [Deletable(path=path, size_bytes=size, what=f"{label}: {what}")]
 
 
 def clean(plan: Plan, store: Store, console: Console, *, confirmed: bool) -> None:

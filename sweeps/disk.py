@@ -29,7 +29,7 @@ class DiskNeed:
 
 
 def disk_need(plan: Plan, finished: set[str], slots: int) -> DiskNeed:
-    """An estimate from the plan: results exactly but for banks, which are compressed, and pictures."""
+    """An estimate from the plan: points exactly, learngenes and banks roughly, pictures not at all."""
     missing = [job for job in plan.jobs if job.id not in finished]
     largest = max((count_parameters(job.model) for job in missing if hasattr(job, "model")), default=0)
     checkpoint = largest * FLOAT_BYTES * CHECKPOINT_TENSORS * CHECKPOINT_COPIES

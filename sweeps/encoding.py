@@ -18,6 +18,7 @@ from fine_core.image_set import DataError, LatentInfo
 from fine_core.latents import VAE_CONFIG, VAE_WEIGHTS, encode, load_vae, vae_sha256, write_latents
 from fine_core.parquet_images import latents_of_file
 from sweeps.cluster import connect_cluster
+from sweeps.errors import last_line
 from trainables.spec import check
 from trainables.store import Store
 
@@ -80,6 +81,6 @@ def encode_shards(
     except ray.exceptions.RayTaskError as error:
         raise DataError(str(error.cause)) from error
     except ray.exceptions.RayActorError as error:  # it could not start, or died again and again
-        raise DataError(f"a worker died: {[line for line in str(error).splitlines() if line.strip()][-1].strip()}") from error
+        raise DataError(f"a worker died: {last_line(str(error))}") from error
     finally:
         ray.shutdown()

@@ -234,10 +234,12 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
 
 def _transfer_from(options: dict[str, Any], named: tuple[str, ...], brought: Brought) -> TransferGridSpec | None:
     target = options["target"] or DEFAULT_TARGETS.get(options["dataset"])
-    if options["transfer"] == (NO_TRANSFER,) or target is None:
-        named = [f"--{name.replace('_', '-')}" for name in ("transfer", "target_reference") if _is_given(name)]
-        if target is None and named and options["transfer"] != (NO_TRANSFER,):
-            raise ValueError(f"{named[0]} needs a target for {options['dataset']}; name one with --target")
+    if options["transfer"] == (NO_TRANSFER,):
+        return None
+    if target is None:
+        for name in ("transfer", "target_reference"):
+            if _is_given(name):
+                raise ValueError(f"--{name.replace('_', '-')} needs a target for {options['dataset']}; name one with --target")
         return None
     bank_sampler = SamplerSpec(
         sampler=options["bank_sampler"],

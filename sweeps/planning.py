@@ -116,6 +116,8 @@ class GridSpec:
         for method in self.methods:
             check(method in INITIALIZATIONS, f"unknown method {method!r}; choose from {', '.join(INITIALIZATIONS)}")
         check("given" not in self.methods or self.source is not None, "method 'given' is the model of --source; name one")
+        dataset_info(self.dataset)  # is it there? Said before what could score it is looked at
+        self._extractor.check_data()
 
     def _check_source(self, model: DiTConfig) -> None:
         info = dataset_info(self.dataset)
@@ -174,9 +176,7 @@ class GridSpec:
 
     @property
     def _extractor(self) -> ExtractorSpec:
-        extractor = scorer(self.dataset) if self.scoring is None else self.scoring.extractor_of(self.dataset)
-        extractor.check_data()
-        return extractor
+        return scorer(self.dataset) if self.scoring is None else self.scoring.extractor_of(self.dataset)
 
     @property
     def _evaluation(self) -> EvaluationSpec:

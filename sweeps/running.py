@@ -19,7 +19,7 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from sweeps.cluster import num_cpus
-from sweeps.errors import StoppedSweep
+from sweeps.errors import StoppedSweep, last_line
 from trainables.context import RunContext
 from trainables.jobs import run_job
 from trainables.loop import TrainingDiverged
@@ -273,12 +273,7 @@ class _TuneEvents(tune.Callback):
 
 def _reason(error_file: str | None) -> str:
     """The last line of a failed trial's traceback, from Tune's local file: the copy in the storage may come later."""
-    return _last_line(Path(error_file).read_text() if error_file else "")
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "ended without a result"
+    return last_line(Path(error_file).read_text() if error_file else "")
 
 
 def run_stage(name: str, source: JobSource, store: Store, runner: RunnerSpec, listener: StageListener) -> None:
@@ -314,6 +309,6 @@ def run_stage(name: str, source: JobSource, store: Store, runner: RunnerSpec, li
     except StoppedSweep:
         raise
     except (*ENDS_OF_TUNE, ray.exceptions.RayError) as error:
-        raise StoppedSweep(f"Ray ended the stage {name}: {_last_line(str(error))}") from error
+        raise StoppedSweep(f"Ray ended the stage {name}: {last_line(str(error))}") from error
     if events.all_done:
-        store.delete_folder(f"{CHECKPOINT_FOLDER}/{attempt}")
+        store.delete(f"{CHECKPOINT_FOLDER}/{attempt}")

@@ -1,4 +1,4 @@
-"""Small sets of images and latents on disk."""
+"""Small sets of images and latents on disk, and what scores them."""
 
 import io
 import json
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from pyarrow import parquet
 
@@ -47,3 +49,31 @@ def latent_shard(file: Path, values: np.ndarray, labels, *, group: int = 10, **h
     table = pa.Table.from_arrays([column, pa.array(labels, pa.int64())], schema=schema)
     parquet.write_table(table, file, row_group_size=group, compression="none", use_dictionary=False)
     return file
+
+
+class Means(torch.nn.Module):
+    """Features that anyone can compute: mean and deviation of each channel."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = images.float().flatten(2) / 255
+        return torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1)
+
+
+def extractor_file(root: Path) -> Path:
+    """`means.pt`, a TorchScript extractor."""
+    torch.jit.script(Means()).save(root / "means.pt")
+    return root / "means.pt"
+
+
+def vae_folder(root: Path) -> Path:
+    """`vae`, a small AutoencoderKL with random weights, which halves the sides of images."""
+    torch.manual_seed(0)
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        latent_channels=4,
+        sample_size=16,
+    ).save_pretrained(root / "vae")
+    return root / "vae"

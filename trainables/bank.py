@@ -19,14 +19,14 @@ from trainables.checkpoint import report_checkpoint, restore_checkpoint
 from trainables.context import RunContext
 from trainables.files import BANK_FILE, MODEL_FILE
 from trainables.spec import BankSpec
-from trainables.store import Store
+from trainables.store import Store, Twin
 
 NUM_REPORTS = 20
 
 
-def run_bank(job: BankSpec, folder: Path, store: Store, run: RunContext) -> dict[str, Any]:
+def run_bank(job: BankSpec, folder: Path, store: Store, run: RunContext, twin: Twin | None) -> dict[str, Any]:
     """Draw the bank from its latest checkpoint on, unless a twin has. The images do not depend on the number of workers."""
-    if (twin := run.agreed(store.twin(job))) is not None:
+    if twin is not None:
         if run.rank == 0:
             shutil.copyfile(store.fetch(twin, BANK_FILE), folder / BANK_FILE)
         return {"metrics": store.read_record(twin)["metrics"]}

@@ -20,10 +20,12 @@ from trainables.initializations.fine import LearngeneRecipe
 from trainables.loop import Progress, train
 from trainables.scoring import score_model
 from trainables.spec import DecomposedLearngeneSpec
-from trainables.store import Store
+from trainables.store import Store, Twin
 
 
-def run_decomposition(job: DecomposedLearngeneSpec, folder: Path, store: Store, run: RunContext, every: int) -> dict[str, Any]:
+def run_decomposition(
+    job: DecomposedLearngeneSpec, folder: Path, store: Store, run: RunContext, every: int, twin: Twin | None
+) -> dict[str, Any]:
     """The record holds the reconstruction error of every matrix type, and FID of the given model, of the decomposed one, and
     of the same after training under the constraint."""
     source = load_model(store.fetch(job.source, MODEL_FILE), expect=job.model).to(run.device)
@@ -35,7 +37,7 @@ def run_decomposition(job: DecomposedLearngeneSpec, folder: Path, store: Store, 
         seed=stream_seed(job.seed, "init"),
     )
     scored = {"source": source, "decomposed": merge(copy.deepcopy(factorized).to(run.device))}
-    learngene, progress = _train(job, source, factorized, store, run, every)
+    learngene, progress = _train(job, source, factorized, store, run, every, twin)
     scored["trained"] = merge(learngene.assemble(job.model.size).to(run.device))
     scores = {
         name: score_model(dense, job.evaluation, job.extractor, store=store, seed=job.seed, run=run)
@@ -58,10 +60,16 @@ def run_decomposition(job: DecomposedLearngeneSpec, folder: Path, store: Store, 
 
 
 def _train(
-    job: DecomposedLearngeneSpec, source: DiT, start: FactorizedDiT, store: Store, run: RunContext, every: int
+    job: DecomposedLearngeneSpec,
+    source: DiT,
+    start: FactorizedDiT,
+    store: Store,
+    run: RunContext,
+    every: int,
+    twin: Twin | None,
 ) -> tuple[Learngene, Progress]:
     """Train the decomposed model under the constraint, unless a twin was."""
-    if (twin := run.agreed(store.twin(job))) is not None:
+    if twin is not None:
         return Learngene.load(store.fetch(twin, LEARNGENE_FILE)), Progress.of_record(store.read_record(twin))
     batches: BatchSource = DenoisingBatches(
         load_dataset(job.dataset, "train"), job.training, null_label=job.model.num_classes, seed=job.seed, device=run.device

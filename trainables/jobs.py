@@ -39,7 +39,7 @@ from trainables.spec import (
     TransferSpec,
     TrialSpec,
 )
-from trainables.store import Store
+from trainables.store import Store, Twin
 from trainables.transfer import run_rung, run_transfer
 
 
@@ -49,23 +49,23 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
     if store.read_record(job) is not None:
         return
     started = time.perf_counter()
-    memory, twin = PeakMemory(run.device), store.twin(job)
+    memory, twin = PeakMemory(run.device), run.agreed(store.twin(job))
     with tempfile.TemporaryDirectory() as folder:
         match job:
             case ExtractorSpec():
                 record = run_extractor(job, Path(folder), store, run)
             case DecomposedLearngeneSpec():
-                record = run_decomposition(job, Path(folder), store, run, checkpoint_every_steps)
+                record = run_decomposition(job, Path(folder), store, run, checkpoint_every_steps, twin)
             case LearngeneSpec():
                 record = _run_learngene(job, Path(folder), run, checkpoint_every_steps)
             case TrialSpec():
-                record = _run_trial(job, Path(folder), store, run, checkpoint_every_steps)
+                record = _run_trial(job, Path(folder), store, run, checkpoint_every_steps, twin)
             case BankSpec():
-                record = run_bank(job, Path(folder), store, run)
+                record = run_bank(job, Path(folder), store, run, twin)
             case RungSpec():
                 record = run_rung(job, store, run, checkpoint_every_steps)
             case TransferSpec():
-                record = run_transfer(job, Path(folder), store, run, checkpoint_every_steps)
+                record = run_transfer(job, Path(folder), store, run, checkpoint_every_steps, twin)
             case CurveSpec():
                 record = run_curve(job, store, run)
         if run.rank == 0:
@@ -110,9 +110,9 @@ def _load_start(spec: LearngeneSpec | SourceSpec, store: Store) -> Learngene | D
     return load_model(store.fetch(spec, MODEL_FILE), expect=spec.model)
 
 
-def _trained(job: TrialSpec, store: Store, run: RunContext, every: int) -> tuple[DiT, Progress, int]:
+def _trained(job: TrialSpec, store: Store, run: RunContext, every: int, twin: Twin | None) -> tuple[DiT, Progress, int]:
     """The model of a trial, how its training went and how many parameters it moved last; trained only if no twin was."""
-    if (twin := run.agreed(store.twin(job))) is not None:
+    if twin is not None:
         record = store.read_record(twin)
         model = load_model(store.fetch(twin, MODEL_FILE), expect=job.model).to(run.device)
         return model, Progress.of_record(record), record["metrics"]["params_trainable"]
@@ -120,8 +120,8 @@ def _trained(job: TrialSpec, store: Store, run: RunContext, every: int) -> tuple
     return model, progress, sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def _run_trial(job: TrialSpec, folder: Path, store: Store, run: RunContext, every: int) -> dict[str, Any]:
-    model, progress, num_trainable = _trained(job, store, run, every)
+def _run_trial(job: TrialSpec, folder: Path, store: Store, run: RunContext, every: int, twin: Twin | None) -> dict[str, Any]:
+    model, progress, num_trainable = _trained(job, store, run, every, twin)
     scores = score_model(model, job.evaluation, job.extractor, store=store, seed=job.seed, run=run)
     source = score_source(model, job, store, run)
     if run.rank != 0:

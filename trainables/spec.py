@@ -112,13 +112,19 @@ class ExtractorSpec(JobSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileSpec(JobSpec):
-    """A file that was brought along, known by the hash of its content. The sweep's process puts it into the store."""
+class BroughtSpec(JobSpec):
+    """Base of what was brought along, known by the hash of its content. The sweep's process puts it into the store."""
+
+    total_steps: ClassVar[int] = 0
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSpec(BroughtSpec):
+    """A file."""
 
     kind: ClassVar[str] = "file"
     label: ClassVar[str] = "file"
-    total_steps: ClassVar[int] = 0
-    sha256: str
     name: str
 
     @property
@@ -128,13 +134,11 @@ class FileSpec(JobSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaeSpec(JobSpec):
-    """The autoencoder of latents, known by the hash of its files. The sweep's process puts it into the store."""
+class VaeSpec(BroughtSpec):
+    """The autoencoder of latents."""
 
     kind: ClassVar[str] = "vae"
     label: ClassVar[str] = "VAE"
-    total_steps: ClassVar[int] = 0
-    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,13 +203,11 @@ class LearngeneSpec(TrainingJobSpec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceSpec(JobSpec):
-    """A model that was brought along, known by the hash of its weights. The sweep's process puts it into the store."""
+class SourceSpec(BroughtSpec):
+    """A model."""
 
     kind: ClassVar[str] = "source"
     label: ClassVar[str] = "imported model"
-    total_steps: ClassVar[int] = 0
-    sha256: str
     model: DiTConfig
 
 

@@ -106,7 +106,7 @@ class Store:
         """A finished job that has made what this one is to make, and was scored in another way; None if there is none."""
         index = self._read_json(f"{self.root}/{MADE_FOLDER}/{job.made_id}.json")
         found = None if index is None else Twin(folder=f"{job.kind}/{index['id']}")
-        return found if found is not None and self.read_record(found) is not None else None
+        return found if found is not None and self.read_record(found) is not None and self.is_intact(found) else None
 
     def publish(self, job: JobSpec, folder: Path, record: dict[str, Any]) -> None:
         """Store the files of `folder`, then the record with their sizes and hashes: finished from then on."""
@@ -120,7 +120,7 @@ class Store:
             self.filesystem.create_dir(f"{self.root}/{MADE_FOLDER}", recursive=True)
             self._write_whole(f"{self.root}/{MADE_FOLDER}", f"{job.made_id}.json", {"id": job.id})
 
-    def is_intact(self, job: JobSpec) -> bool:
+    def is_intact(self, job: JobSpec | Twin) -> bool:
         """Whether all files of a finished job are there and are what they were."""
         record = self.read_record(job)
         try:
@@ -178,10 +178,8 @@ class Store:
 
     def delete_checkpoints(self, job: JobSpec) -> None:
         """Delete what all attempts at a job's training have left, once it is over."""
-        for info in self._all_files(CHECKPOINT_FOLDER):
-            if info.type == fs.FileType.Directory and _run_id(info.base_name) == job.run_id:
-                self.filesystem.delete_dir(info.path)
-        self.delete_folder(f"{WORKER_GROUP_FOLDER}/{job.run_id}")
+        for path, _ in self.checkpoint_folders([job]):
+            self.delete(path)
 
     def checkpoint_folders(self, jobs: Iterable[JobSpec]) -> list[tuple[str, int]]:
         """Folders below the root that hold checkpoints of these jobs' training, and the bytes in them."""
@@ -204,20 +202,16 @@ class Store:
         return info.size if info.type == fs.FileType.File else None
 
     def delete(self, path: str) -> None:
-        """Delete a file or a folder below the root."""
-        if self.filesystem.get_file_info(f"{self.root}/{path}").type == fs.FileType.Directory:
+        """Delete a file or a folder below the root, if it is there."""
+        kind = self.filesystem.get_file_info(f"{self.root}/{path}").type
+        if kind == fs.FileType.Directory:
             self.filesystem.delete_dir(f"{self.root}/{path}")
-        else:
+        elif kind == fs.FileType.File:
             self.filesystem.delete_file(f"{self.root}/{path}")
 
     def _all_files(self, folder: str) -> list[fs.FileInfo]:
         selector = fs.FileSelector(f"{self.root}/{folder}".rstrip("/"), recursive=True, allow_not_found=True)
         return self.filesystem.get_file_info(selector)
-
-    def delete_folder(self, folder: str) -> None:
-        """Delete `folder` below the root if it is there."""
-        if self.filesystem.get_file_info(f"{self.root}/{folder}").type == fs.FileType.Directory:
-            self.filesystem.delete_dir(f"{self.root}/{folder}")
 
 
 def checkpoint_folder_name(job: JobSpec) -> str:

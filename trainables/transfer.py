@@ -24,7 +24,7 @@ from trainables.loop import Phase, Progress, train
 from trainables.methods import MethodOptions, TransferData, TransferMethod, transfer_method
 from trainables.scoring import save_grid, score_model, score_source
 from trainables.spec import FineSpec, RungSpec, TransferSpec
-from trainables.store import Store
+from trainables.store import Store, Twin
 
 
 class TransferRecipe:
@@ -74,12 +74,12 @@ def load_transferred(job: TransferSpec, store: Store) -> DiT:
 
 
 def _tune(
-    job: TransferSpec, store: Store, run: RunContext, every: int, until_step: int | None = None
+    job: TransferSpec, store: Store, run: RunContext, every: int, *, until_step: int | None = None, twin: Twin | None = None
 ) -> tuple[TransferRecipe, DiT, Progress]:
     """Train a transfer to its end, unless a twin was, or to a rung. Returns the recipe, the tuned model and how it went."""
     base = load_base(job, store).eval()
     recipe = TransferRecipe(job, base, method_options(job, store), run.device)
-    if until_step is None and (twin := run.agreed(store.twin(job))) is not None:
+    if twin is not None:
         tuned = recipe.model_for(0, None)
         load_delta(tuned, store.fetch(twin, DELTA_FILE))
         return recipe, tuned, Progress.of_record(store.read_record(twin))
@@ -103,8 +103,10 @@ def run_rung(job: RungSpec, store: Store, run: RunContext, every: int) -> dict[s
     return {"metrics": metrics, "protocol": scores.protocol, "history": progress.history}
 
 
-def run_transfer(job: TransferSpec, folder: Path, store: Store, run: RunContext, every: int) -> dict[str, Any]:
-    recipe, tuned, progress = _tune(job, store, run, every)
+def run_transfer(
+    job: TransferSpec, folder: Path, store: Store, run: RunContext, every: int, twin: Twin | None
+) -> dict[str, Any]:
+    recipe, tuned, progress = _tune(job, store, run, every, twin=twin)
     served = recipe.method.merge(tuned)
     scores = score_model(served, job.evaluation, job.extractor, store=store, seed=job.seed, run=run)
     remembered = _source_scores(job, served, store, run)

@@ -9,7 +9,6 @@ from fine_core.sampling import SamplerSpec, Tail, sample_images
 from sweeps.curves import curve_rows
 from sweeps.pareto import MethodNames
 from tests.tiny import DyingContext, Killed, random_dit, tiny_bank, tiny_config, tiny_learngene, tiny_transfer, tiny_trial
-from trainables.bank import run_bank
 from trainables.context import LocalContext
 from trainables.files import BANK_FILE
 from trainables.jobs import run_job
@@ -65,7 +64,7 @@ def test_a_bank_killed_and_resumed_is_the_uninterrupted_one(store, tmp_path):
     run_job(job, store.location, context, checkpoint_every_steps=4)
     assert [report["step"] for report in context.reports if "step" in report] == [24, 30], "what was drawn is kept"
     resumed = bank_bytes(store)
-    store.delete_folder(job.folder)
+    store.delete(job.folder)
     run_job(job, store.location, LocalContext(tmp_path / "again"), checkpoint_every_steps=4)
     assert bank_bytes(store) == resumed
     record = store.read_record(job)
@@ -94,9 +93,10 @@ def test_two_workers_draw_the_bank_that_one_does(store, tmp_path):
     job = tiny_bank(tiny_trial("fine"))
     run_job(job, store.location, LocalContext(tmp_path / "pad"), checkpoint_every_steps=4)
     alone = bank_bytes(store)
-    store.delete_folder(job.folder)
+    store.delete(job.folder)
     said: dict[int, list] = {0: [], 1: []}
-    run_bank(job, tmp_path, store, OneOfTwo(tmp_path / "second", 1, said))  # speaks first
+    second = OneOfTwo(tmp_path / "second", 1, said)  # speaks first
+    run_job(job, store.location, second, checkpoint_every_steps=4)
     run_job(job, store.location, OneOfTwo(tmp_path / "first", 0, said), checkpoint_every_steps=4)
     assert bank_bytes(store) == alone
 

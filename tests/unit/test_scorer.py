@@ -22,7 +22,7 @@ from fine_core.sampling import SamplerSpec
 from sweeps.options import grid_from, grid_options
 from sweeps.planning import plan_grid
 from sweeps.size_grid import main
-from tests.pictures import image_folder
+from tests.pictures import extractor_file, image_folder, vae_folder
 from tests.tiny import random_dit, randomize, tiny_transfer, tiny_trial
 from trainables import jobs, transfer
 from trainables.brought import file_spec, publish_file, publish_source, publish_vae, source_spec, vae_spec
@@ -44,30 +44,13 @@ from trainables.store import Store
 CPU = torch.device("cpu")
 
 
-class Means(torch.nn.Module):
-    """Features that anyone can compute: mean and deviation of each channel."""
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        pixels = images.float().flatten(2) / 255
-        return torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """An image folder, an extractor file, a VAE folder and latents of the images."""
     root = tmp_path_factory.mktemp("place")
     image_folder(root / "images", classes=3, per_class=8)
-    torch.jit.script(Means()).save(root / "means.pt")
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(4, 8),
-        norm_num_groups=2,
-        latent_channels=4,
-        sample_size=16,
-    )
-    vae.save_pretrained(root / "vae")
+    extractor_file(root)
+    vae_folder(root)
     return root
 
 
@@ -227,6 +210,10 @@ def test_what_was_made_for_another_training_is_not_taken(tmp_path):
     assert store.twin(replace(trial, seed=1)) is None and store.twin(tiny_trial("scratch", steps=9)) is None
     again = replace(trial, evaluation=replace(trial.evaluation, num_samples=30))
     assert store.twin(again).folder == trial.folder
+    kept = (tmp_path / trial.folder / MODEL_FILE).rename(tmp_path / "kept")
+    assert store.twin(again) is None, "its weights were deleted to make room"
+    kept.rename(tmp_path / trial.folder / MODEL_FILE)
+    assert store.twin(again) is not None
     (tmp_path / trial.folder / "record.json").unlink()
     assert store.twin(again) is None, "its files are no longer complete"
 
@@ -307,9 +294,8 @@ def test_a_vae_of_an_older_diffusers_is_loaded_too(place, tmp_path):
 def test_code_is_known_by_the_weights_that_it_leads_to(place, tmp_path):
     name = images(place)
     code = "import torch\ndef build():\n    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4))\n"
-    code += (
-        f"    net = torch.nn.Sequential(Bytes(), net)\n    net.load_state_dict(torch.load('{tmp_path}/w.pt'))\n    return net\n"
-    )
+    code += f"    net = torch.nn.Sequential(Bytes(), net)\n    weights = torch.load('{tmp_path}/w.pt', weights_only=True)\n"
+    code += "    net.load_state_dict(weights)\n    return net\n"
     code += "class Bytes(torch.nn.Module):\n    def forward(self, x):\n        return x.float()\n"
     (tmp_path / "code.py").write_text(code)
     for seed in (0, 1):
