@@ -28,7 +28,8 @@ from trainables.context import LocalContext
 from trainables.loop import Phase, PhaseTrainer
 from trainables.methods import TRANSFER_METHODS, MethodOptions, TransferData
 from trainables.provenance import PeakMemory
-from trainables.spec import RehearsalSpec, TrainingSpec
+from trainables.spec import TrainingSpec
+from trainables.transfer_spec import RehearsalSpec
 
 DEMO = DiTConfig(size=ModelSize(depth=6, width=64, num_heads=4), input_size=8, in_channels=1, num_classes=10, learn_sigma=False)
 MODELS = {"demo": DEMO, **DIT_SIZES}

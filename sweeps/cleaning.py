@@ -13,9 +13,9 @@ from rich.table import Table
 from sweeps.pareto import COSTS, by_protocol, points_from, report_rows
 from sweeps.planning import Plan
 from trainables.files import BANK_FILE, DELTA_FILE, MODEL_FILE
-from trainables.spec import TransferSpec
 from trainables.spec_json import job_from_record
 from trainables.store import Store
+from trainables.transfer_spec import TransferSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ import numpy as np
 from fine_core.factorized import BLOCK_MATRICES
 from fine_core.retention import RetentionSchedule
 from sweeps.pareto import MethodNames, standard_error
-from trainables.spec import CurveSpec, DecomposedLearngeneSpec, TransferSpec
+from trainables.model_spec import DecomposedLearngeneSpec
+from trainables.transfer_spec import CurveSpec, TransferSpec
 
 
 def used_schedules(transfers: Sequence[TransferSpec]) -> dict[str, dict[str, list[float]]]:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from fine_core.data import dataset_info
 from fine_core.dit import count_parameters
 from sweeps.planning import Plan, predicted_serve_bytes
-from trainables.spec import BankSpec, JobSpec, LearngeneSpec, TransferSpec, TrialSpec
+from trainables.model_spec import LearngeneSpec, TrialSpec
+from trainables.spec import JobSpec
 from trainables.store import Store
+from trainables.transfer_spec import BankSpec, TransferSpec
 
 FLOAT_BYTES = 4
 CHECKPOINT_COPIES = 2  # the last one stays until the next is whole

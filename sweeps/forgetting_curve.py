@@ -8,7 +8,7 @@ import click
 
 from sweeps.options import OneLineErrors, Request, grid_from, grid_options, run_sweep, runner_from
 from sweeps.planning import GridSpec, plan_jobs, tuned_transfers
-from trainables.spec import CurveSpec
+from trainables.transfer_spec import CurveSpec
 
 DEFAULT_SHARES = "0,0.07,0.15,0.2,0.3,0.4,0.5,0.6,0.8,1"
 

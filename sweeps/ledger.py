@@ -7,8 +7,10 @@ from typing import Any
 
 from sweeps.pareto import MethodNames, Results
 from trainables.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
-from trainables.spec import FineSpec, JobSpec, TransferSpec, TrialSpec
+from trainables.model_spec import FineSpec, TrialSpec
+from trainables.spec import JobSpec
 from trainables.store import Store
+from trainables.transfer_spec import TransferSpec
 
 # kind of job -> (file that is kept, metric of the seconds that it took)
 KEPT = {

@@ -14,7 +14,10 @@ from rich.table import Table
 from fine_core.data import short_name
 from fine_core.dit import count_macs, count_parameters
 from sweeps.planning import Plan, estimated_core_s, evaluation_macs, predicted_serve_bytes, total_macs
-from trainables.spec import ExtractorSpec, JobSpec, RungSpec, TrainingJobSpec, TransferSpec, TrialSpec
+from trainables.model_spec import TrialSpec
+from trainables.scorer_spec import ExtractorSpec
+from trainables.spec import JobSpec, TrainingJobSpec
+from trainables.transfer_spec import RungSpec, TransferSpec
 
 WIDE_TERMINAL = 125  # columns that the full table of points needs
 MAX_TABLE_ROWS = 500

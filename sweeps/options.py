@@ -35,8 +35,8 @@ from sweeps.settings import read_tuned
 from sweeps.transfer_planning import TransferGridSpec
 from trainables.initializations import INITIALIZATIONS
 from trainables.methods import TRANSFER_METHODS
-from trainables.spec import WEIGHTINGS
 from trainables.store import Store
+from trainables.transfer_spec import WEIGHTINGS
 
 if TYPE_CHECKING:
     from sweeps.sweep import Sweep

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from trainables.spec import TransferSpec, TrialSpec
+from trainables.model_spec import TrialSpec
+from trainables.transfer_spec import TransferSpec
 
 COSTS = ("params_total", "macs", "serve_bytes", "params_trainable")
 MEANS = ("fid", "train_s", "eval_s")

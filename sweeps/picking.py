@@ -24,11 +24,13 @@ from sweeps.pareto import OPTIONAL_MEANS, non_dominated, standard_error
 from sweeps.planning import model_shapes
 from trainables.files import MODEL_FILE
 from trainables.methods import transfer_method
+from trainables.model_spec import FineSpec, TrialSpec
 from trainables.scorer import load_scorer, load_stored_vae
-from trainables.spec import FineSpec, TransferSpec, TrialSpec, check
+from trainables.spec import check
 from trainables.spec_json import job_from_record
 from trainables.store import Store
 from trainables.transfer import load_transferred
+from trainables.transfer_spec import TransferSpec
 
 Scored = TrialSpec | TransferSpec
 

@@ -23,28 +23,18 @@ from sweeps.settings import TransferSettings, tuned_for_size
 from sweeps.transfer_planning import TransferGridSpec, scorer
 from trainables.initializations import INITIALIZATIONS
 from trainables.methods import transfer_method
-from trainables.spec import (
-    BankSpec,
-    CurveSpec,
+from trainables.model_spec import (
     DecomposedLearngeneSpec,
-    ExtractorSpec,
-    FileSpec,
     FineSpec,
-    GivenExtractorSpec,
     GivenSpec,
-    JobSpec,
     LearngeneSpec,
-    RungSpec,
     ScratchSpec,
-    SourceSpec,
-    TrainingJobSpec,
-    TrainingSpec,
-    TransferSpec,
     TrialSpec,
-    VaeSpec,
-    check,
     model_config,
 )
+from trainables.scorer_spec import ExtractorSpec, GivenExtractorSpec
+from trainables.spec import FileSpec, JobSpec, SourceSpec, TrainingJobSpec, TrainingSpec, VaeSpec, check
+from trainables.transfer_spec import BankSpec, CurveSpec, RungSpec, TransferSpec
 
 Job = TypeVar("Job", bound=JobSpec)
 

@@ -23,7 +23,9 @@ from sweeps.errors import StoppedSweep, last_line
 from trainables.context import RunContext
 from trainables.jobs import run_job
 from trainables.loop import TrainingDiverged
-from trainables.spec import ExtractorSpec, GivenExtractorSpec, JobSpec, LearngeneSpec, check
+from trainables.model_spec import LearngeneSpec
+from trainables.scorer_spec import ExtractorSpec, GivenExtractorSpec
+from trainables.spec import JobSpec, check
 from trainables.store import CHECKPOINT_FOLDER, Store, checkpoint_folder_name
 
 RUNNERS = ("auto", "train", "tune")

@@ -15,7 +15,8 @@ from sweeps.search_planning import SearchPlan, trial_core_s
 from sweeps.search_report import BEST_FILE, SearchReport
 from sweeps.study import ScheduleStudy, Studies
 from sweeps.sweep import Sweep, executable_path
-from trainables.spec import JobSpec, RungSpec, TransferSpec
+from trainables.spec import JobSpec
+from trainables.transfer_spec import RungSpec, TransferSpec
 
 STAGE = "search"
 NO_TRIAL = -1  # in place of a trial's number: the study could not be started

@@ -18,7 +18,8 @@ from sweeps.search_space import GAMMA_SPANS, Choice, Point, SearchSpace, build_s
 from sweeps.settings import TransferSettings
 from sweeps.study import OBJECTIVES, SAMPLERS, HalvingSpec, StudySpec, rungs_of, study_digest
 from trainables.methods import transfer_method
-from trainables.spec import TransferSpec, check
+from trainables.spec import check
+from trainables.transfer_spec import TransferSpec
 
 PAPER_FORMULA_WEIGHT = 1.0  # of retention; the released code has 0.1, the default (arXiv 2406.00773, section 3)
 

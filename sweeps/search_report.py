@@ -19,8 +19,8 @@ from sweeps.curves import schedule_curves
 from sweeps.pareto import Results
 from sweeps.settings import TransferSettings, TunedTransfer, write_tuned
 from sweeps.study import OUTCOME, ScheduleStudy
-from trainables.spec import TransferSpec
 from trainables.store import Store
+from trainables.transfer_spec import TransferSpec
 
 BEST_FILE = "best.json"
 

@@ -21,8 +21,9 @@ from fine_core.randomness import stream_seed
 from sweeps.errors import without_password
 from sweeps.planning import GridSpec
 from sweeps.search_space import Point, SearchSpace
-from trainables.spec import JobSpec, RungSpec, TransferSpec, check
+from trainables.spec import JobSpec, check
 from trainables.store import Store
+from trainables.transfer_spec import RungSpec, TransferSpec
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

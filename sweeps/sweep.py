@@ -28,8 +28,10 @@ from sweeps.pareto import Point, Results, by_protocol, points_from, report_rows
 from sweeps.planning import Plan
 from sweeps.running import FixedJobs, JobSource, RunnerSpec, cluster_slots, run_stage
 from trainables.files import SAMPLES_FILE
-from trainables.spec import FineSpec, JobSpec, TransferSpec, TrialSpec
+from trainables.model_spec import FineSpec, TrialSpec
+from trainables.spec import JobSpec
 from trainables.store import Store
+from trainables.transfer_spec import TransferSpec
 
 MLFLOW_PORT = 5000
 MAX_NAMED = 5  # unreadable images

@@ -9,7 +9,10 @@ from fine_core.retention import RetentionSchedule
 from fine_core.sampling import SamplerSpec
 from sweeps.settings import TransferSettings, TunedTransfer
 from trainables.methods import transfer_method
-from trainables.spec import BankSpec, ExtractorSpec, FileSpec, GivenExtractorSpec, RehearsalSpec, TransferSpec, TrialSpec, check
+from trainables.model_spec import TrialSpec
+from trainables.scorer_spec import ExtractorSpec, GivenExtractorSpec
+from trainables.spec import FileSpec, check
+from trainables.transfer_spec import BankSpec, RehearsalSpec, TransferSpec
 
 
 def scorer(dataset: str) -> ExtractorSpec:

@@ -6,8 +6,9 @@ from pathlib import Path
 from sweeps.options import preset_grid
 from sweeps.search_planning import SearchSpec, plan_search
 from sweeps.study import ScheduleStudy, Studies, StudySpec
-from trainables.spec import JobSpec, RungSpec, TransferSpec
+from trainables.spec import JobSpec
 from trainables.store import Store
+from trainables.transfer_spec import RungSpec, TransferSpec
 
 GRID = replace(preset_grid("demo"), depths=(2, 4), widths=(32, 64), methods=("fine",))
 

@@ -10,18 +10,10 @@ from fine_core.sampling import SamplerSpec
 from trainables.context import LocalContext
 from trainables.initializations.fine import LearngeneRecipe
 from trainables.methods import transfer_method
-from trainables.spec import (
-    BankSpec,
-    ExtractorSpec,
-    FineSpec,
-    LearngeneSpec,
-    RehearsalSpec,
-    ScratchSpec,
-    TrainingSpec,
-    TransferSpec,
-    TrialSpec,
-    model_config,
-)
+from trainables.model_spec import FineSpec, LearngeneSpec, ScratchSpec, TrialSpec, model_config
+from trainables.scorer_spec import ExtractorSpec
+from trainables.spec import TrainingSpec
+from trainables.transfer_spec import BankSpec, RehearsalSpec, TransferSpec
 
 
 def tiny_config(depth: int = 2, width: int = 16):

@@ -18,8 +18,8 @@ from fine_core.sampling import draw_batch, to_uint8
 from trainables.checkpoint import report_checkpoint, restore_checkpoint
 from trainables.context import RunContext
 from trainables.files import BANK_FILE, MODEL_FILE
-from trainables.spec import BankSpec
 from trainables.store import Store, Twin
+from trainables.transfer_spec import BankSpec
 
 NUM_REPORTS = 20
 

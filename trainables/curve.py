@@ -11,9 +11,9 @@ from typing import Any
 from fine_core.sampling import Tail
 from trainables.context import RunContext
 from trainables.scoring import score_model
-from trainables.spec import CurveSpec
 from trainables.store import Store
 from trainables.transfer import load_base, load_transferred
+from trainables.transfer_spec import CurveSpec
 
 
 def run_curve(job: CurveSpec, store: Store, run: RunContext) -> dict[str, Any]:

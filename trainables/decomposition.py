@@ -18,8 +18,8 @@ from trainables.context import RunContext
 from trainables.files import LEARNGENE_FILE, MODEL_FILE
 from trainables.initializations.fine import LearngeneRecipe
 from trainables.loop import Progress, train
+from trainables.model_spec import DecomposedLearngeneSpec
 from trainables.scoring import score_model
-from trainables.spec import DecomposedLearngeneSpec
 from trainables.store import Store, Twin
 
 

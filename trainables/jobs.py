@@ -23,24 +23,15 @@ from trainables.files import LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
 from trainables.initializations import recipe_for
 from trainables.initializations.fine import LearngeneRecipe
 from trainables.loop import Progress, Recipe, train
+from trainables.model_spec import DecomposedLearngeneSpec, FineSpec, LearngeneSpec, TrialSpec
 from trainables.provenance import PeakMemory, common_record
 from trainables.scorer import run_extractor
+from trainables.scorer_spec import ExtractorSpec
 from trainables.scoring import save_grid, score_model, score_source
-from trainables.spec import (
-    BankSpec,
-    CurveSpec,
-    DecomposedLearngeneSpec,
-    ExtractorSpec,
-    FineSpec,
-    JobSpec,
-    LearngeneSpec,
-    RungSpec,
-    SourceSpec,
-    TransferSpec,
-    TrialSpec,
-)
+from trainables.spec import JobSpec, SourceSpec
 from trainables.store import Store, Twin
 from trainables.transfer import run_rung, run_transfer
+from trainables.transfer_spec import BankSpec, CurveSpec, RungSpec, TransferSpec
 
 
 def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_every_steps: int) -> None:

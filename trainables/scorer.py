@@ -21,7 +21,8 @@ from fine_core.reference import Reference, ReferenceBuilder, reference_from_adm
 from fine_core.sampling import to_uint8
 from trainables.context import RunContext
 from trainables.files import EXTRACTOR_FILE, REFERENCE_FILE
-from trainables.spec import ExtractorSpec, GivenExtractorSpec, VaeSpec
+from trainables.scorer_spec import ExtractorSpec, GivenExtractorSpec
+from trainables.spec import VaeSpec
 from trainables.store import Store
 
 BATCH_SIZE = 64

@@ -17,8 +17,9 @@ from fine_core.evaluation import EvaluationSpec, compute_scores
 from fine_core.features import Features, extract_features
 from fine_core.sampling import Tail, draw_batch
 from trainables.context import RunContext
+from trainables.model_spec import TrialSpec
 from trainables.scorer import Scorer, load_scorer
-from trainables.spec import ExtractorSpec, TrialSpec
+from trainables.scorer_spec import ExtractorSpec
 from trainables.store import Store
 
 NUM_SHOWN_SAMPLES = 40

@@ -6,19 +6,10 @@ from dataclasses import fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from trainables.spec import (
-    BankSpec,
-    CurveSpec,
-    ExtractorSpec,
-    FileSpec,
-    JobSpec,
-    LearngeneSpec,
-    RungSpec,
-    SourceSpec,
-    TransferSpec,
-    TrialSpec,
-    VaeSpec,
-)
+from trainables.model_spec import LearngeneSpec, TrialSpec
+from trainables.scorer_spec import ExtractorSpec
+from trainables.spec import FileSpec, JobSpec, SourceSpec, VaeSpec
+from trainables.transfer_spec import BankSpec, CurveSpec, RungSpec, TransferSpec
 
 KINDS = {
     spec.kind: spec

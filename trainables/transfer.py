@@ -22,9 +22,10 @@ from trainables.context import RunContext
 from trainables.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
 from trainables.loop import Phase, Progress, train
 from trainables.methods import MethodOptions, TransferData, TransferMethod, transfer_method
+from trainables.model_spec import FineSpec
 from trainables.scoring import save_grid, score_model, score_source
-from trainables.spec import FineSpec, RungSpec, TransferSpec
 from trainables.store import Store, Twin
+from trainables.transfer_spec import RungSpec, TransferSpec
 
 
 class TransferRecipe:

@@ -12,8 +12,9 @@ from tests.tiny import DyingContext, Killed, random_dit, tiny_bank, tiny_config,
 from trainables.context import LocalContext
 from trainables.files import BANK_FILE
 from trainables.jobs import run_job
-from trainables.spec import CurveSpec, ExtractorSpec
+from trainables.scorer_spec import ExtractorSpec
 from trainables.store import Store
+from trainables.transfer_spec import CurveSpec
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16])

@@ -14,9 +14,10 @@ from sweeps.options import preset_grid
 from sweeps.planning import Plan, plan_grid, predicted_serve_bytes
 from sweeps.size_grid import main
 from trainables.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
+from trainables.model_spec import TrialSpec
 from trainables.provenance import common_record
-from trainables.spec import BankSpec, TransferSpec, TrialSpec
 from trainables.store import Store
+from trainables.transfer_spec import BankSpec, TransferSpec
 
 
 def small_plan() -> Plan:

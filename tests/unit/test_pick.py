@@ -16,10 +16,12 @@ from tests.tiny import random_dit, tiny_bank, tiny_learngene, tiny_transfer, tin
 from trainables.brought import source_spec
 from trainables.context import LocalContext
 from trainables.jobs import run_job
-from trainables.spec import CurveSpec, DecomposedLearngeneSpec, ExtractorSpec, RungSpec
+from trainables.model_spec import DecomposedLearngeneSpec
+from trainables.scorer_spec import ExtractorSpec
 from trainables.spec_json import job_from_record
 from trainables.store import Store
 from trainables.transfer import load_transferred
+from trainables.transfer_spec import CurveSpec, RungSpec
 
 TARGET = "digits-inverted"
 

@@ -7,7 +7,7 @@ from fine_core.dit import DIT_SIZES, DiT, count_parameters, position_table
 from tests.tiny import random_dit, tiny_config, tiny_learngene, tiny_transfer, tiny_trial
 from trainables.context import LocalContext
 from trainables.jobs import run_job
-from trainables.spec import ExtractorSpec
+from trainables.scorer_spec import ExtractorSpec
 from trainables.store import Store
 
 

@@ -29,17 +29,12 @@ from trainables.brought import file_spec, publish_file, publish_source, publish_
 from trainables.context import LocalContext
 from trainables.files import BANK_FILE, DELTA_FILE, MODEL_FILE, REFERENCE_FILE
 from trainables.jobs import run_job
+from trainables.model_spec import GivenSpec, ScratchSpec, TrialSpec
 from trainables.scorer import load_scorer
-from trainables.spec import (
-    BankSpec,
-    ExtractorSpec,
-    GivenExtractorSpec,
-    GivenSpec,
-    ScratchSpec,
-    TrainingSpec,
-    TrialSpec,
-)
+from trainables.scorer_spec import ExtractorSpec, GivenExtractorSpec
+from trainables.spec import TrainingSpec
 from trainables.store import Store
+from trainables.transfer_spec import BankSpec
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,9 @@ from trainables.brought import publish_source, source_spec
 from trainables.context import LocalContext
 from trainables.files import LEARNGENE_FILE, MODEL_FILE
 from trainables.jobs import run_job
-from trainables.spec import DecomposedLearngeneSpec, ExtractorSpec, TrainingSpec
+from trainables.model_spec import DecomposedLearngeneSpec
+from trainables.scorer_spec import ExtractorSpec
+from trainables.spec import TrainingSpec
 from trainables.store import Store
 
 

@@ -5,7 +5,8 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from tests.tiny import tiny_learngene, tiny_trial
-from trainables.spec import TrainingSpec, model_config
+from trainables.model_spec import model_config
+from trainables.spec import TrainingSpec
 
 
 def test_equal_specs_have_equal_ids_and_any_change_makes_another():

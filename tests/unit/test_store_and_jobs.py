@@ -14,7 +14,7 @@ from trainables import jobs
 from trainables.context import LocalContext
 from trainables.files import EXTRACTOR_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
 from trainables.jobs import run_job
-from trainables.spec import ExtractorSpec
+from trainables.scorer_spec import ExtractorSpec
 from trainables.store import Store, StoreError
 
 

@@ -12,8 +12,8 @@ from sweeps.planning import plan_grid
 from sweeps.search_report import trial_counts, trial_rows
 from sweeps.study import ScheduleStudy, StudyError, chosen_sampler, rungs_of
 from tests.searches import GRID, opened, publish, run, score_of, search, spec
-from trainables.spec import RungSpec, TransferSpec
 from trainables.store import Store
+from trainables.transfer_spec import RungSpec, TransferSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

@@ -23,10 +23,11 @@ from trainables.context import LocalContext
 from trainables.files import DELTA_FILE, MODEL_FILE
 from trainables.jobs import run_job
 from trainables.methods import TRANSFER_METHODS
+from trainables.scorer_spec import ExtractorSpec
 from trainables.scoring import score_model
-from trainables.spec import ExtractorSpec, RungSpec
 from trainables.store import Store
 from trainables.transfer import load_transferred
+from trainables.transfer_spec import RungSpec
 
 
 @pytest.fixture(scope="module")

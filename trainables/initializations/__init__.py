@@ -10,7 +10,8 @@ from trainables.initializations.fine import FineRecipe
 from trainables.initializations.given import GivenRecipe
 from trainables.initializations.scratch import ScratchRecipe
 from trainables.loop import Recipe
-from trainables.spec import FineSpec, GivenSpec, LearngeneSpec, SourceSpec, TrialSpec
+from trainables.model_spec import FineSpec, GivenSpec, LearngeneSpec, TrialSpec
+from trainables.spec import SourceSpec
 
 INITIALIZATIONS = ("fine", "scratch", "given")
 

@@ -14,7 +14,7 @@ from fine_core.factorized import FactorizedDiT, merge
 from fine_core.learngene import Learngene
 from fine_core.randomness import stream_generator, stream_seed
 from trainables.loop import Phase
-from trainables.spec import LearngeneSpec, TrialSpec
+from trainables.model_spec import LearngeneSpec, TrialSpec
 
 
 class FineRecipe:

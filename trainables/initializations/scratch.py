@@ -10,7 +10,7 @@ from torch import nn
 from fine_core.dit import DiT
 from fine_core.randomness import stream_seed
 from trainables.loop import Phase
-from trainables.spec import TrialSpec
+from trainables.model_spec import TrialSpec
 
 
 class ScratchRecipe:

@@ -15,7 +15,7 @@ from fine_core.dit import DiT, DiTConfig
 from fine_core.image_set import ImageSource
 from fine_core.learngene import Learngene
 from trainables.batches import BatchSource, DenoisingBatches
-from trainables.spec import TransferSpec
+from trainables.transfer_spec import TransferSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from fine_core.diffusion import NUM_TIMESTEPS
 from fine_core.dit import DiT
 from trainables.batches import BatchSource, RehearsingBatches, uniform_probabilities
 from trainables.methods.base import MethodOptions, TransferData, TransferMethod
-from trainables.spec import TransferSpec
+from trainables.transfer_spec import TransferSpec
 
 
 class DiffTuning(TransferMethod):

@@ -9,7 +9,7 @@ from torch import Tensor
 from trainables.batches import BatchSource
 from trainables.methods.base import TransferData
 from trainables.methods.full import FullFineTuning
-from trainables.spec import TransferSpec
+from trainables.transfer_spec import TransferSpec
 
 
 class WeightedFineTuning(FullFineTuning):
