@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from fine_core.data import dataset_info
 from fine_core.dit import count_parameters
-from sweeps.planning import Plan, predicted_serve_bytes
+from sweeps.costs import predicted_serve_bytes
+from sweeps.planning import Plan
 from trainables.model_spec import LearngeneSpec, TrialSpec
 from trainables.spec import JobSpec
 from trainables.store import Store

@@ -13,7 +13,8 @@ from rich.table import Table
 
 from fine_core.data import short_name
 from fine_core.dit import count_macs, count_parameters
-from sweeps.planning import Plan, estimated_core_s, evaluation_macs, predicted_serve_bytes, total_macs
+from sweeps.costs import estimated_core_s, evaluation_macs, predicted_serve_bytes, total_macs
+from sweeps.planning import Plan
 from trainables.model_spec import TrialSpec
 from trainables.scorer_spec import ExtractorSpec
 from trainables.spec import JobSpec, TrainingJobSpec

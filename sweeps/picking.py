@@ -20,8 +20,8 @@ from fine_core.data import labels_to_sample, load_dataset, short_name
 from fine_core.dit import DiT
 from fine_core.reference import save_samples_npz
 from fine_core.sampling import draw_batch
+from sweeps.costs import model_shapes
 from sweeps.pareto import OPTIONAL_MEANS, non_dominated, standard_error
-from sweeps.planning import model_shapes
 from trainables.files import MODEL_FILE
 from trainables.methods import transfer_method
 from trainables.model_spec import FineSpec, TrialSpec

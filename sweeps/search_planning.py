@@ -6,14 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fine_core.evaluation import EvaluationSpec
-from sweeps.planning import (
-    GridSpec,
-    Plan,
-    estimated_core_s,
-    plan_jobs,
-    predicted_serve_bytes,
-    predicted_served_parameters,
-)
+from sweeps.costs import estimated_core_s, predicted_serve_bytes, predicted_served_parameters
+from sweeps.planning import GridSpec, Plan, plan_jobs
 from sweeps.search_space import GAMMA_SPANS, Choice, Point, SearchSpace, build_space
 from sweeps.settings import TransferSettings
 from sweeps.study import OBJECTIVES, SAMPLERS, HalvingSpec, StudySpec, rungs_of, study_digest

@@ -8,9 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from fine_core.dit import DIT_SIZES
+from sweeps.costs import estimated_core_s
 from sweeps.forgetting_curve import main as forgetting_curve
 from sweeps.options import grid_from, preset_grid
-from sweeps.planning import estimated_core_s, plan_grid
+from sweeps.planning import plan_grid
 from sweeps.schedule_search import _request as request
 from sweeps.schedule_search import main as schedule_search
 from sweeps.size_grid import main

@@ -9,9 +9,10 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from sweeps.cleaning import clean, deletable
+from sweeps.costs import predicted_serve_bytes
 from sweeps.disk import DiskFull, check_disk, disk_need
 from sweeps.options import preset_grid
-from sweeps.planning import Plan, plan_grid, predicted_serve_bytes
+from sweeps.planning import Plan, plan_grid
 from sweeps.size_grid import main
 from trainables.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
 from trainables.model_spec import TrialSpec

@@ -9,7 +9,7 @@ import torch
 
 from fine_core.checkpoints import load_model
 from fine_core.ledger import file_bytes
-from sweeps.planning import predicted_serve_bytes, predicted_served_parameters
+from sweeps.costs import predicted_serve_bytes, predicted_served_parameters
 from tests.tiny import (
     output,
     random_dit,
