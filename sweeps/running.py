@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pickle
 import tempfile
+import time
 import uuid
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from pyarrow import fs
 from ray import tune
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
-from sweeps.cluster import num_cpus
+from sweeps.cluster import is_joined, num_cpus
 from sweeps.errors import StoppedSweep, last_line
 from trainables.context import RunContext
 from trainables.jobs import run_job
@@ -29,7 +30,9 @@ from trainables.spec import JobSpec, check
 from trainables.store import CHECKPOINT_FOLDER, Store, checkpoint_folder_name
 
 RUNNERS = ("auto", "train", "tune")
-MAX_RETRIES = 1
+MAX_RETRIES = 3  # of a trial whose process or node died; what would fail again is not tried again
+WAITING_TRIALS = 200  # of a grid, on a cluster that may grow for them: as many as of Tune's own grids
+MEASURE_EVERY_S = 5.0
 ENDS_OF_TUNE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, tune.TuneError)  # also of files cut off by a full disk
 MIN_IMAGES_PER_WORKER = 16  # of a learngene's batch: more workers would wait for each other more than they compute
 
@@ -138,6 +141,23 @@ def cluster_slots(runner: RunnerSpec) -> int:
     return int(resources.get("CPU", 1))
 
 
+def trials_at_once(runner: RunnerSpec, source: JobSource) -> int:
+    """Trials that run or wait for resources. On a joined cluster more than fit may wait: that is what makes it grow.
+
+    What waits costs nothing if it is of a grid and runs inline. A worker group waits in a process of its own, and a study
+    proposes better settings later: fewer of these wait, and more again once the cluster has grown.
+    """
+    if runner.max_concurrent is not None:
+        return runner.max_concurrent
+    fit = max(1, cluster_slots(runner) // runner.workers_per_trial)
+    if not is_joined():
+        return fit
+    if not isinstance(source, FixedJobs):
+        return fit + 1
+    inline = runner.runner != "train" and runner.workers_per_trial == 1 and runner.gpus_per_worker == 0
+    return fit + (WAITING_TRIALS if inline else fit)
+
+
 class InlineContext(RunContext):
     """One CPU worker inside the Tune trial's own process."""
 
@@ -221,16 +241,34 @@ def _trial(config: dict[str, Any]) -> None:
         return
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from trainables.worker import WorkerGroupSpec, run_on_worker_group
+    from trainables.worker import WorkerGroupFailed, WorkerGroupSpec, run_on_worker_group
 
-    run_on_worker_group(
-        job,
-        Store(store_location),
-        WorkerGroupSpec(num_workers=setup.group_size, gpus=setup.gpus_per_worker),
-        checkpoint_every_steps=every,
-        callbacks=[TuneReportCallback()],
-        max_failures=MAX_RETRIES,
-    )
+    try:
+        run_on_worker_group(
+            job,
+            Store(store_location),
+            WorkerGroupSpec(num_workers=setup.group_size, gpus=setup.gpus_per_worker),
+            checkpoint_every_steps=every,
+            callbacks=[TuneReportCallback()],
+            max_failures=MAX_RETRIES,
+        )
+    except WorkerGroupFailed as error:
+        tune.report({"failure": last_line(str(error))})
+
+
+class _GrowingLimiter(tune.Callback):
+    """Lets more trials in as the cluster grows."""
+
+    def __init__(self, limiter: ConcurrencyLimiter, measure: Callable[[], int]) -> None:
+        self.limiter, self.measure = limiter, measure
+        self.measured_s = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as for _TuneEvents
+
+    def on_step_begin(self, iteration, trials, **info) -> None:
+        if time.monotonic() - self.measured_s > MEASURE_EVERY_S:
+            self.limiter.max_concurrent, self.measured_s = self.measure(), time.monotonic()
 
 
 class _TuneEvents(tune.Callback):
@@ -285,12 +323,12 @@ def run_stage(name: str, source: JobSource, store: Store, runner: RunnerSpec, li
     """
     slots = max(1, cluster_slots(runner))
     attempt = f"{name}-{uuid.uuid4().hex[:8]}"  # a folder of its own: Ray would write over an older attempt's checkpoints
-    searcher, events = _JobSearcher(source, runner, store, slots), _TuneEvents(listener, store)
-    max_concurrent = runner.max_concurrent or max(1, slots // runner.workers_per_trial)
+    events = _TuneEvents(listener, store)
+    limiter = ConcurrencyLimiter(_JobSearcher(source, runner, store, slots), max_concurrent=trials_at_once(runner, source))
     tuner = tune.Tuner(
         tune.with_resources(_trial, lambda config: config["setup"].resources),
         tune_config=tune.TuneConfig(
-            search_alg=ConcurrencyLimiter(searcher, max_concurrent=max_concurrent),
+            search_alg=limiter,
             num_samples=-1,  # as many as the source has
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config["setup"].job.id,
@@ -302,7 +340,7 @@ def run_stage(name: str, source: JobSource, store: Store, runner: RunnerSpec, li
             storage_filesystem=store.filesystem,
             failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-            callbacks=[events],
+            callbacks=[events, _GrowingLimiter(limiter, lambda: trials_at_once(runner, source))],
             verbose=0,
         ),
     )

@@ -143,7 +143,7 @@ class Sweep:
                 self._show_overhead(stage, runnable)
 
     def _run_stage(self, stage: str, source: JobSource, what: str, total: int) -> None:
-        started = time.monotonic()
+        started, self.slots = time.monotonic(), cluster_slots(self.runner)
         self.view.begin_stage(stage, what, total)
         run_stage(f"{self.plan.sweep_id}-{stage}", source, self.store, self.runner, self)
         self.timings[stage] = time.monotonic() - started
@@ -165,8 +165,8 @@ class Sweep:
         if not records:
             return
         line = f"stage {stage}: {duration(self.timings[stage])}"
-        if stage in ("base", "transfer"):
-            slots = min(max(1, cluster_slots(self.runner) // self.runner.workers_per_trial), len(jobs))
+        if stage in ("base", "transfer") and cluster_slots(self.runner) == self.slots:  # one that grew was never full
+            slots = min(max(1, self.slots // self.runner.workers_per_trial), len(jobs))
             slots = min(slots, self.runner.max_concurrent or slots)
             work_s = sum(r["metrics"]["eval_s"] + (0.0 if r["made_by"] else r["metrics"]["train_s"]) for r in records)
             work_s += sum(r["metrics"].get("forgetting/eval_s", 0.0) for r in records)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,9 +21,9 @@ TAG = "FINE_SWEEPS_TEST_CLUSTER"
 COUNT_NODES = """
 import sys, time, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-started = time.monotonic()
+started, file = time.monotonic(), open(sys.argv[2], "w")  # not stdout, where Ray says what becomes of nodes
 while True:
-    print(f"{time.monotonic() - started:.1f} {sum(node['Alive'] for node in ray.nodes())}", flush=True)
+    print(f"{time.monotonic() - started:.1f} {sum(node['Alive'] for node in ray.nodes())}", file=file, flush=True)
     time.sleep(0.5)
 """
 
@@ -62,10 +63,10 @@ class OwnCluster:
         command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port)]
         command += ["--dashboard-agent-listen-port", str(free_port())]  # the default may be taken by another cluster
         fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}
+        fake |= {"AUTOSCALER_HEARTBEAT_TIMEOUT_S": "5"}  # after which a node that died makes room for another
         self._run(command, **fake)
-        with self.nodes_over_time.open("w") as output:
-            count = [sys.executable, "-c", COUNT_NODES, self.address]
-            subprocess.Popen(count, env=self.environment, stdout=output, stderr=subprocess.DEVNULL)
+        count = [sys.executable, "-c", COUNT_NODES, self.address, str(self.nodes_over_time)]
+        subprocess.Popen(count, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def _config(self) -> dict:
         """As Ray's own tests make it, whose template is not part of its package."""
@@ -122,12 +123,26 @@ class OwnCluster:
 
     def nodes(self) -> list[int]:
         """Numbers of nodes since the start, twice a second."""
-        return [int(line.split()[1]) for line in self.nodes_over_time.read_text().splitlines()]
+        lines = self.nodes_over_time.read_text().splitlines() if self.nodes_over_time.exists() else []
+        return [int(line.split()[1]) for line in lines]
+
+    def kill_node_of_trial(self) -> None:
+        """SIGKILL to all processes of a node that runs a Tune trial, the node's own first."""
+        (trial, *_) = [process for process in self._processes() if "ray::ImplicitFunc.train" in " ".join(process.cmdline())]
+        node = next(process for process in trial.parents() if process.name() == "raylet")
+        for process in (node, *node.children(recursive=True)):
+            with suppress(psutil.Error):
+                process.kill()
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(TAG) == self.tag:
+                    yield process
 
     def stop(self) -> None:
         for _ in range(2):  # one that was being started may have come up meanwhile
-            for process in psutil.process_iter():
+            for process in self._processes():
                 with suppress(psutil.Error):
-                    if process.environ().get(TAG) == self.tag:
-                        process.kill()
+                    process.kill()
             time.sleep(1)

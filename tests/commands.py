@@ -9,6 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
+import torch
+
+from sweeps.options import grid_from
+from sweeps.planning import plan_grid
+from sweeps.size_grid import main as size_grid
+from trainables.context import LocalContext
+from trainables.jobs import run_job
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--depths", "2", "--widths", "16", "--head-dim", "8", "--batch-size", "16", "--num-samples", "24"]
@@ -53,6 +60,19 @@ def weights(store: Path) -> dict[str, dict]:
     names = ("trial/*/model", "learngene/*/learngene", "transfer/*/delta")
     files = [file for name in names for file in store.glob(f"{name}.safetensors")]
     return {str(file.relative_to(store)): file.read_bytes() for file in files}
+
+
+def compute_without_ray(store: Path, *options: str) -> None:
+    """What a sweep with one worker per trial computes, job by job in this process: nothing disturbs it."""
+    arguments = [*TINY, "--transfer", "none", *options]
+    plan = plan_grid(grid_from(size_grid.make_context("size_grid", arguments).params))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a sweep: sums differ by it
+    try:
+        for job in plan.jobs:
+            run_job(job, str(store), LocalContext(store.parent / f"context-{job.id}"), checkpoint_every_steps=100)
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 def matches(folder: Path, pattern: str) -> list[Path]:

@@ -32,6 +32,10 @@ class WorkerGroupSpec:
     gpus: float = 0.0
 
 
+class WorkerGroupFailed(RuntimeError):
+    """A worker group that was started again as often as it may be."""
+
+
 class TrainContext(RunContext):
     """A rank of a Ray Train worker group; checkpoints go through Ray to the storage path."""
 
@@ -98,7 +102,10 @@ def run_on_worker_group(
     callbacks: list[Any],
     max_failures: int,
 ) -> None:
-    """Run a job on its own worker group. The run is named by the job's `run_id`: submitted again, it resumes."""
+    """Run a job on its own worker group. The run is named by the job's `run_id`: submitted again, it resumes.
+
+    Raises WorkerGroupFailed if its workers have failed more than `max_failures` times.
+    """
     _free_resources(store, job)
     trainer = TorchTrainer(
         _worker,
@@ -121,4 +128,7 @@ def run_on_worker_group(
             failure_config=train.FailureConfig(max_failures=max_failures, controller_failure_limit=3),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except train.TrainingFailedError as error:
+        raise WorkerGroupFailed(str(error)) from error

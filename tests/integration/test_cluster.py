@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from tests.clusters import OwnCluster
-from tests.commands import ROOT, TINY, matches, runs, wait_for
+from tests.commands import ROOT, TINY, compute_without_ray, matches, runs, wait_for, weights
 
 pytestmark = pytest.mark.slow
 
@@ -39,21 +39,30 @@ def test_a_job_is_stopped_and_submitted_again(cluster, tmp_path):
     assert parent.info.status == "FINISHED" and child.info.status == "FINISHED"
 
 
-def test_nodes_come_up_for_a_sweep_and_go_down_after_it(tmp_path):
-    growing = OwnCluster(tmp_path, head_cpus=0, max_nodes=2)
+def test_nodes_come_up_for_a_sweep_one_dies_and_they_go_down_after_it(tmp_path):
+    growing, store, undisturbed = OwnCluster(tmp_path, head_cpus=0, max_nodes=2), tmp_path / "store", tmp_path / "undisturbed"
+    grid = ["--methods", "scratch", "--seeds", "0,1,2", "--steps", "600"]
     growing.start()
     try:
         wait_for(growing.nodes, "the nodes are counted", timeout_s=30)
         assert set(growing.nodes()) == {1}, "the head alone"
-        grid = [*size_grid(tmp_path / "store", "--max-concurrent", "2", "--runner", "tune")]
         joined = {**growing.environment, "RAY_ADDRESS": growing.address}
-        result = subprocess.run(grid, env=joined, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert result.returncode == 0, result.stdout + result.stderr
-        assert "waiting for nodes with room for 1 x 1 CPU" in result.stdout
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        with subprocess.Popen(size_grid(store, *grid, "--runner", "tune"), env=joined, cwd=ROOT, **output) as process:
+            trials_begun = "tune/*-base-*/*/checkpoint_*/progress.json"
+            wait_for(lambda: len({f.parents[1] for f in matches(store, trials_begun)}) == 2, "two trials", process=process)
+            growing.kill_node_of_trial()
+            said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        assert "waiting for nodes with room for 1 x 1 CPU" in said
         assert max(growing.nodes()) == 3, "both nodes came up"
         wait_for(lambda: growing.nodes()[-1] == 1, "the nodes went down again", timeout_s=60)
     finally:
         growing.stop()
+    compute_without_ray(undisturbed / "store", *grid)
+    assert weights(store) == weights(undisturbed / "store")
+    _, (parent,), children = runs(store)
+    assert len(children) == 3 and {run.info.status for run in (parent, *children)} == {"FINISHED"}
 
 
 def test_what_no_node_can_ever_run_is_refused(cluster, tmp_path):
