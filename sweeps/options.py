@@ -193,7 +193,7 @@ _OPTIONS = [
     click.option("--workers-per-trial", type=int, default=1, show_default=True, help="Data-parallel workers of a trial."),
     click.option("--source-workers", type=int, help="Workers that pre-train the learngene.  [default: the whole cluster]"),
     click.option("--gpus-per-worker", type=float, help="GPUs of a worker; may be a fraction."),
-    click.option("--max-concurrent", type=int, help="Trials at a time.  [default: as many as the cluster holds]"),
+    click.option("--max-concurrent", type=int, help="Trials at a time.  [default: what fits; more wait on a joined cluster]"),
     click.option("--checkpoint-every-steps", type=int, help="Steps that an interruption may cost."),
     click.option("--disk-budget", callback=byte_count, help="Refuse to start if the storage path would outgrow it: 50GB."),
     click.option("--dry-run", is_flag=True, help="Print every point with its cost; compute nothing."),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 
+WAITING_TRIALS = 16  # make a cluster grow that can; with a searcher Tune lets one wait
+
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # train.report returns at the controller's next poll
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",  # workers may have to wait for nodes that are starting
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "604800",  # groups wait for nodes, and for each other
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep here, where the runs' statuses are set
-    "TUNE_MAX_PENDING_TRIALS_PG": "16",  # trials that wait make a cluster grow; with a searcher Tune lets one wait
+    "TUNE_MAX_PENDING_TRIALS_PG": str(WAITING_TRIALS),
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 

@@ -21,6 +21,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from sweeps.cluster import is_joined, num_cpus
 from sweeps.errors import StoppedSweep, last_line
+from sweeps.ray_environment import WAITING_TRIALS
 from trainables.context import RunContext
 from trainables.jobs import run_job
 from trainables.loop import TrainingDiverged
@@ -31,7 +32,6 @@ from trainables.store import CHECKPOINT_FOLDER, Store, checkpoint_folder_name
 
 RUNNERS = ("auto", "train", "tune")
 MAX_RETRIES = 3  # of a trial whose process or node died; what would fail again is not tried again
-WAITING_TRIALS = 200  # of a grid, on a cluster that may grow for them: as many as of Tune's own grids
 MEASURE_EVERY_S = 5.0
 ENDS_OF_TUNE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, tune.TuneError)  # also of files cut off by a full disk
 MIN_IMAGES_PER_WORKER = 16  # of a learngene's batch: more workers would wait for each other more than they compute

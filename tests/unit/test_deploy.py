@@ -23,6 +23,7 @@ from ray.autoscaler._private.resource_demand_scheduler import _default_utilizati
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 
+from sweeps.ray_environment import RAY_ENVIRONMENT
 from sweeps.running import _TrialSetup
 from sweeps.size_grid import main as size_grid
 
@@ -373,7 +374,7 @@ def test_the_commands_are_the_sweeps_own_and_their_trials_find_nodes(node_types)
         options = parsed(size_grid, line)
         gpus = options["gpus_per_worker"]
         room = workers["gpu-spot"]["max_workers"] * workers["gpu-spot"]["resources"]["GPU"]
-        assert gpus > 0 and options["max_concurrent"] * options["workers_per_trial"] * gpus <= room
+        assert gpus > 0 and options["workers_per_trial"] * gpus <= room
         assert options["source_workers"] * gpus <= room and options["batch_size"] % options["source_workers"] == 0
 
 
@@ -382,8 +383,7 @@ def test_worker_groups_wait_long_enough_for_new_nodes():
     from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR as name
 
     assert name in ENV_VARS_TO_PROPAGATE
-    assert int(head_environment()[name]) >= 900
-    assert int(re.search(rf"{name}=(\d+)", aws_start_command("head"))[1]) >= 900
+    assert int(RAY_ENVIRONMENT[name]) > 100 * 3600, "also for others' trainings, on a cluster that has grown as far as it can"
 
 
 def test_all_nodes_share_the_volume_of_the_results():

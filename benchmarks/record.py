@@ -1,0 +1,126 @@
+"""What it takes to record a large sweep: simulated trials through the real Tune, store, MLflow and report, in one sweep.
+
+A trial replays what one real trial has reported and stores its files with another FID: no time goes into training.
+Run: python benchmarks/record.py [--trials 1000]
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+import torch
+from ray import tune
+
+import sweeps.running
+from sweeps.options import grid_from
+from sweeps.planning import plan_grid
+from sweeps.size_grid import main as size_grid
+from trainables.context import LocalContext
+from trainables.jobs import run_job
+from trainables.model_spec import TrialSpec
+from trainables.provenance import common_record
+from trainables.store import Store
+
+OPTIONS = ["--depths", "1", "--widths", "16", "--head-dim", "8", "--methods", "scratch", "--transfer", "none"]
+OPTIONS += ["--steps", "300", "--num-samples", "24", "--sampling-steps", "2"]
+MIB = 2**20
+
+
+def _real_trial(folder: str) -> tuple[dict[str, Any], Path, list[dict[str, Any]]]:
+    """The record, the files and the reports of one real trial."""
+    torch.set_num_threads(1)
+    plan = plan_grid(grid_from(size_grid.make_context("record", list(OPTIONS)).params))
+    (trial,), context = plan.base, LocalContext(f"{folder}/context")
+    run_job(plan.source[0], folder, LocalContext(f"{folder}/extractor-context"), checkpoint_every_steps=100)
+    run_job(trial, folder, context, checkpoint_every_steps=100)
+    return Store(folder).read_record(trial), Path(folder) / trial.folder, [r for r in context.reports if "history" in r]
+
+
+def _simulated(folder: str, real: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # its memory is not the sweep's
+        record, files, reports = pool.submit(_real_trial, folder).result()
+
+    def trial(config: dict[str, Any]) -> None:
+        setup = config["setup"]
+        if not isinstance(setup.job, TrialSpec):
+            real(config)
+            return
+        for report in reports:
+            tune.report(report)
+        with tempfile.TemporaryDirectory() as made:
+            for name in record["files"]:
+                shutil.copyfile(files / name, Path(made) / name)
+            metrics = record["metrics"] | {"fid": record["metrics"]["fid"] + random.Random(setup.job.seed).random()}
+            Store(setup.store_location).publish(
+                setup.job, Path(made), {**record, **common_record(setup.job), "metrics": metrics}
+            )
+        tune.report({"published": True})
+
+    return trial
+
+
+@contextmanager
+def _memory_of_this_process(samples: list[tuple[float, int]]) -> Iterator[None]:
+    """(seconds, resident bytes), once a second."""
+    done, started = threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            samples.append((time.monotonic() - started, psutil.Process().memory_info().rss))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _mib_at(moment_s: float, samples: list[tuple[float, int]]) -> int:
+    return min(samples, key=lambda sample: abs(sample[0] - moment_s))[1] // MIB
+
+
+@click.command()
+@click.option("--trials", type=int, default=1000, show_default=True, help="Points of the sweep.")
+def main(trials: int) -> None:
+    with tempfile.TemporaryDirectory() as template, tempfile.TemporaryDirectory() as folder:
+        sweeps.running._trial = _simulated(template, sweeps.running._trial)
+        seeds = ["--seeds", ",".join(map(str, range(trials)))]
+        samples: list[tuple[float, int]] = []
+        started_s, started = time.time(), time.monotonic()
+        with _memory_of_this_process(samples), suppress(SystemExit):
+            size_grid.main([*OPTIONS, *seeds, "--runner", "tune", "--storage-path", folder])
+        whole_s = time.monotonic() - started
+        ends = sorted(file.stat().st_mtime - started_s for file in Path(folder).glob("trial/*/record.json"))
+    tenth = max(1, len(ends) // 10)
+    result = {
+        "trials": len(ends),
+        "whole_s": whole_s,
+        "after_the_last_trial_s": whole_s - ends[-1],
+        "s_per_trial": (ends[-1] - ends[0]) / (len(ends) - 1),
+        "s_per_trial_first_tenth": (ends[tenth] - ends[0]) / tenth,
+        "s_per_trial_last_tenth": (ends[-1] - ends[-1 - tenth]) / tenth,
+        "driver_mib_first_trial": _mib_at(ends[0], samples),
+        "driver_mib_last_trial": _mib_at(ends[-1], samples),
+        "driver_mib_highest": max(size for _, size in samples) // MIB,
+    }
+    print(json.dumps({"machine": platform.machine(), **result}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
