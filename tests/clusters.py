@@ -16,7 +16,7 @@ import yaml
 
 from tests.commands import ROOT
 
-HEAD_TYPE = "ray.head.default"  # what the fake provider calls the head, whatever the configuration does
+HEAD_TYPE, HEAD_NODE_ID = "ray.head.default", "f" * 51 + "00000"  # as the fake provider calls the head in any case
 TAG = "FINE_SWEEPS_TEST_CLUSTER"
 COUNT_NODES = """
 import sys, time, ray
@@ -40,10 +40,11 @@ class OwnCluster:
     `stop` ends every process that it led to, and no other cluster's.
     """
 
-    def __init__(self, folder: Path, *, head_cpus: int, max_nodes: int) -> None:
+    def __init__(self, folder: Path, *, head_cpus: int, max_nodes: int = 0, autoscaler: str = "v2") -> None:
         import ray._private.services
 
-        self.folder, self.tag, self.head_cpus, self.max_nodes = folder, uuid.uuid4().hex, head_cpus, max_nodes
+        self.folder, self.head_cpus, self.max_nodes, self.autoscaler = folder, head_cpus, max_nodes, autoscaler
+        self.tag = uuid.uuid4().hex
         self.port, self.dashboard_port = free_port(), free_port()
         self.address = f"{ray._private.services.get_node_ip_address()}:{self.port}"
         outside = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "MLFLOW_TRACKING_URI"}
@@ -62,9 +63,10 @@ class OwnCluster:
             command += ["--autoscaling-config", str(config)]
         command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self.dashboard_port)]
         command += ["--dashboard-agent-listen-port", str(free_port())]  # the default may be taken by another cluster
-        fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}
-        fake |= {"AUTOSCALER_HEARTBEAT_TIMEOUT_S": "5"}  # after which a node that died makes room for another
-        self._run(command, **fake)
+        fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+        fake |= {"RAY_CLOUD_INSTANCE_ID": HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_NODE_ID}
+        fake |= {"AUTOSCALER_HEARTBEAT_TIMEOUT_S": "5"}  # of v1: then a node that died makes room for another
+        self._run(command, RAY_enable_autoscaler_v2=str(int(self.autoscaler == "v2")), **fake)
         count = [sys.executable, "-c", COUNT_NODES, self.address, str(self.nodes_over_time)]
         subprocess.Popen(count, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
@@ -76,11 +78,14 @@ class OwnCluster:
             "max_workers": self.max_nodes,
             "idle_timeout_minutes": 0.1,
             "provider": {
-                "type": "fake_multinode",
+                "type": "external",  # as "fake_multinode" it wants a file that is not part of Ray's package
+                "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
                 "use_node_id_as_ip": True,
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
                 "gcs_address": self.address,
+                "launch_multiple": True,
+                "head_node_id": HEAD_NODE_ID,
             },
             "auth": {},
             "docker": {},

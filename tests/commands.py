@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
-import torch
 
 from sweeps.options import grid_from
 from sweeps.planning import plan_grid
@@ -66,13 +65,8 @@ def compute_without_ray(store: Path, *options: str) -> None:
     """What a sweep with one worker per trial computes, job by job in this process: nothing disturbs it."""
     arguments = [*TINY, "--transfer", "none", *options]
     plan = plan_grid(grid_from(size_grid.make_context("size_grid", arguments).params))
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a sweep: sums differ by it
-    try:
-        for job in plan.jobs:
-            run_job(job, str(store), LocalContext(store.parent / f"context-{job.id}"), checkpoint_every_steps=100)
-    finally:
-        torch.set_num_threads(num_threads)
+    for job in plan.jobs:
+        run_job(job, str(store), LocalContext(store.parent / f"context-{job.id}"), checkpoint_every_steps=100)
 
 
 def matches(folder: Path, pattern: str) -> list[Path]:

@@ -1,8 +1,9 @@
-"""Kills a process at a chosen call, once: on the path of a command under test, Python imports this in all its processes.
+"""Kills processes at chosen calls, one after the other: on the path of a command, Python imports this in all its processes.
 
-FAULT is `module:function:count:victim`. The call number `count` of that function, in whichever process comes to it first,
-sends SIGKILL to the process it`self`, to the only Tune `trial`, or to the `driver`, whose pid is in the file FAULT_DRIVER.
-FAULT_DONE is the file that says that it has happened.
+FAULTS is `module:function:count:victim`, several with spaces between them; one is armed once those before it have happened.
+The armed call number `count` of that function, in whichever process comes to it first, sends SIGKILL to the process it`self`,
+to the only Tune `trial`, or to the `driver`, whose pid is in the file FAULT_DRIVER. The files FAULTS_DONE-0, -1, ... say which
+have happened.
 """
 
 import importlib.abc
@@ -14,11 +15,15 @@ import time
 from pathlib import Path
 
 
-def _die(victim: str) -> None:
+def _done_file(number: int) -> str:
+    return f"{os.environ['FAULTS_DONE']}-{number}"
+
+
+def _die(number: int, victim: str) -> None:
     import psutil  # here, as every process imports this file
 
     try:
-        os.close(os.open(os.environ["FAULT_DONE"], os.O_CREAT | os.O_EXCL))
+        os.close(os.open(_done_file(number), os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
     if victim == "self":
@@ -32,44 +37,53 @@ def _die(victim: str) -> None:
 
 
 def _is_ours(process) -> bool:
-    return process.environ().get("FAULT_DONE") == os.environ["FAULT_DONE"]
+    return process.environ().get("FAULTS_DONE") == os.environ["FAULTS_DONE"]
 
 
 class _Loader(importlib.abc.Loader):
-    def __init__(self, loader, name: str, count: int, victim: str) -> None:
-        self.loader, self.name, self.count, self.victim = loader, name, count, victim
+    def __init__(self, loader, faults: list[tuple[int, str, int, str]]) -> None:
+        self.loader, self.faults = loader, faults
 
     def create_module(self, spec):
         return self.loader.create_module(spec)
 
     def exec_module(self, module) -> None:
         self.loader.exec_module(module)
-        *owners, last = self.name.split(".")
-        owner = module
-        for part in owners:
-            owner = getattr(owner, part)
-        function, calls = getattr(owner, last), []
+        for number, name, count, victim in self.faults:
+            *owners, last = name.split(".")
+            owner = module
+            for part in owners:
+                owner = getattr(owner, part)
+            setattr(owner, last, _dying(getattr(owner, last), number, count, victim))
 
-        def wrapped(*args, **kwargs):
+
+def _dying(function, number: int, count: int, victim: str):
+    calls = []
+
+    def wrapped(*args, **kwargs):
+        if number == 0 or os.path.exists(_done_file(number - 1)):
             calls.append(None)
-            if len(calls) == self.count:
-                _die(self.victim)
-            return function(*args, **kwargs)
+            if len(calls) == count:
+                _die(number, victim)
+        return function(*args, **kwargs)
 
-        setattr(owner, last, wrapped)
+    return wrapped
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self, module: str, name: str, count: str, victim: str) -> None:
-        self.module, self.arguments = module, (name, int(count), victim)
+    def __init__(self, faults: list[str]) -> None:
+        self.faults: dict[str, list[tuple[int, str, int, str]]] = {}
+        for number, fault in enumerate(faults):
+            module, name, count, victim = fault.split(":")
+            self.faults.setdefault(module, []).append((number, name, int(count), victim))
 
     def find_spec(self, fullname, path, target=None):
-        if fullname != self.module:
+        if fullname not in self.faults:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
-        spec.loader = _Loader(spec.loader, *self.arguments)
+        spec.loader = _Loader(spec.loader, self.faults[fullname])
         return spec
 
 
-if "FAULT" in os.environ:
-    sys.meta_path.insert(0, _Finder(*os.environ["FAULT"].split(":")))
+if "FAULTS" in os.environ:
+    sys.meta_path.insert(0, _Finder(os.environ["FAULTS"].split()))

@@ -7,13 +7,13 @@ import pytest
 from tests.clusters import OwnCluster
 from tests.commands import ROOT, TINY, compute_without_ray, matches, runs, wait_for, weights
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """One that stays as it is: nodes of one machine share the folder of a job's files, and would delete it when they go."""
-    cluster = OwnCluster(tmp_path_factory.mktemp("cluster"), head_cpus=2, max_nodes=0)
+    cluster = OwnCluster(tmp_path_factory.mktemp("cluster"), head_cpus=2)
     cluster.start()
     yield cluster
     cluster.stop()
@@ -39,8 +39,12 @@ def test_a_job_is_stopped_and_submitted_again(cluster, tmp_path):
     assert parent.info.status == "FINISHED" and child.info.status == "FINISHED"
 
 
-def test_nodes_come_up_for_a_sweep_one_dies_and_they_go_down_after_it(tmp_path):
-    growing, store, undisturbed = OwnCluster(tmp_path, head_cpus=0, max_nodes=2), tmp_path / "store", tmp_path / "undisturbed"
+@pytest.mark.parametrize(
+    "autoscaler", [pytest.param(version, marks=pytest.mark.xdist_group(version)) for version in ("v1", "v2")]
+)
+def test_nodes_come_up_for_a_sweep_one_dies_and_they_go_down_after_it(tmp_path, autoscaler):
+    growing = OwnCluster(tmp_path, head_cpus=0, max_nodes=2, autoscaler=autoscaler)
+    store, undisturbed = tmp_path / "store", tmp_path / "undisturbed"
     grid = ["--methods", "scratch", "--seeds", "0,1,2", "--steps", "600"]
     growing.start()
     try:

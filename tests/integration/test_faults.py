@@ -1,8 +1,10 @@
 """Processes that die, nodes that go, disks that are full, losses that diverge, files that rot: what is left is what would have
 been without."""
 
+import re
 import shutil
 import subprocess
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,11 +39,11 @@ def with_learngene(undisturbed: Path, store: Path) -> Path:
     return store
 
 
-def run_with_fault(store: Path, fault: str, *options: str, number: int = 0) -> tuple[int, str]:
-    """The command with one fault; its exit code and what it printed. The fault has happened."""
+def run_with_faults(store: Path, faults: list[str], *options: str) -> tuple[int, str]:
+    """The command with these faults, one after the other; its exit code and what it printed. All have happened."""
     folder = store.parent
-    driver, done = folder / "driver", folder / f"done-{number}"
-    variables = {"PYTHONPATH": str(FAULTS), "FAULT": fault, "FAULT_DONE": str(done), "FAULT_DRIVER": str(driver)}
+    driver, done = folder / "driver", folder / f"done-{uuid.uuid4().hex}"
+    variables = {"PYTHONPATH": str(FAULTS), "FAULTS": " ".join(faults), "FAULTS_DONE": str(done), "FAULT_DRIVER": str(driver)}
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(
             command(store, *options), env={**environment(), **variables}, stdout=output, stderr=subprocess.STDOUT
@@ -49,7 +51,8 @@ def run_with_fault(store: Path, fault: str, *options: str, number: int = 0) -> t
         driver.write_text(str(process.pid))
         code = process.wait(timeout=300)
     text = (folder / "output").read_text()
-    assert done.exists(), f"the fault never came about\n{text}"
+    happened = [done.with_name(f"{done.name}-{number}").exists() for number in range(len(faults))]
+    assert all(happened), f"{happened}: not all faults came about\n{text}"
     return code, text
 
 
@@ -66,32 +69,26 @@ def check_whole(store: Path, expected: Path) -> None:
     assert not list((store / "tune").rglob("checkpoint_*")), "nothing is left behind"
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param("trainables.loop:PhaseTrainer.step:8:self", id="worker-in-mid-step"),
-        pytest.param("sweeps.running:InlineContext.report:2:self", id="worker-between-checkpoint-and-report"),
-        pytest.param("trainables.scoring:compute_scores:1:self", id="worker-in-evaluation"),
-    ],
-)
-def test_a_worker_dies_and_the_sweep_goes_on(undisturbed, tmp_path, fault):
+def test_workers_die_one_after_the_other_and_the_sweep_goes_on(undisturbed, tmp_path):
     store = tmp_path / "store"
-    code, output = run_with_fault(store, fault, "--runner", "tune")
+    faults = [
+        "trainables.loop:PhaseTrainer.step:8:self",
+        "sweeps.running:InlineContext.report:2:self",  # between a checkpoint and its report
+        "trainables.scoring:compute_scores:1:self",
+    ]
+    code, output = run_with_faults(store, faults, "--runner", "tune")
     assert code == 0, output
     check_whole(store, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param("trainables.loop:PhaseTrainer.step:8:self", id="one-of-two-workers"),
-        pytest.param("ray.tune.integration.ray_train:TuneReportCallback.after_report:2:self", id="controller-of-the-group"),
-        pytest.param("trainables.loop:PhaseTrainer.step:8:trial", id="trial-that-waits-for-the-group"),
-    ],
-)
-def test_a_process_of_a_worker_group_dies_and_the_sweep_goes_on(undisturbed, undisturbed_groups, tmp_path, fault):
+def test_every_process_of_a_worker_group_dies_once_and_the_sweep_goes_on(undisturbed, undisturbed_groups, tmp_path):
     store = with_learngene(undisturbed, tmp_path / "store")
-    code, output = run_with_fault(store, fault, *GROUPS)
+    faults = [
+        "trainables.loop:PhaseTrainer.step:6:self",  # one of two workers
+        "ray.tune.integration.ray_train:TuneReportCallback.after_report:1:self",  # the group's controller
+        "trainables.loop:PhaseTrainer.step:2:trial",  # the trial that waits for the group
+    ]
+    code, output = run_with_faults(store, faults, *GROUPS)
     assert code == 0, output
     check_whole(store, undisturbed_groups)
 
@@ -107,8 +104,8 @@ def test_the_sweep_itself_dies_again_and_again(undisturbed, tmp_path):
         "sweeps.sweep:Sweep.finished:1:self",  # a result is stored, MLflow has not heard of it
         "sweeps.sweep:draw_front:1:self",  # while it reports
     ]
-    for number, fault in enumerate(faults):
-        code, output = run_with_fault(store, fault, "--runner", "tune", number=number)
+    for fault in faults:
+        code, output = run_with_faults(store, [fault], "--runner", "tune")
         assert code == -9, output
     sweep(store, "--runner", "tune")
     check_whole(store, undisturbed)
@@ -118,9 +115,13 @@ def test_a_point_that_diverges_fails_with_its_reason_and_at_once(tmp_path):
     store = tmp_path / "store"
     output = sweep(store, "--runner", "tune", "--sigma-lr", "1e30", expect=1)
     assert "failed: fine L2-D16 seed 0: the loss is nan by step" in output and "try a lower learning rate" in output
-    assert "scratch L2-D16 seed 0: done" in output
+    assert "scratch L2-D16 seed 0: done" in output and re.search(r"\* +scratch L2-D16", output)
+    assert "Run the same command again" in output
     _, (parent,), children = runs(store)
-    assert parent.info.status == "FAILED" and sorted(child.info.status for child in children) == ["FAILED", "FINISHED"]
+    status = {child.data.tags["method"]: child.info.status for child in children}
+    assert status == {"fine": "FAILED", "scratch": "FINISHED"} and parent.info.status == "FAILED"
+    failed = next(child for child in children if child.data.tags["method"] == "fine")
+    assert "try a lower learning rate" in failed.data.tags["failure_reason"]
 
 
 def test_a_damaged_artifact_is_noticed_and_made_again(undisturbed, tmp_path):

@@ -1,12 +1,12 @@
 """From images, a checkpoint, an extractor and a VAE on disk to a model to take away, by the real commands."""
 
-import os
-import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from fine_core.diffusers_format import load_pipeline
@@ -46,11 +46,13 @@ def test_from_images_to_latents_to_a_pipeline(place):
         encode_command(place, "images", "killed", "--shard-images", "4", "--batch-size", "1", "--workers", "1"),
         env=environment(),
         stdout=subprocess.PIPE,
-        start_new_session=True,
     )
     wait_for(lambda: matches(place / "killed", "part-*.parquet"), "a shard", process=started)
-    os.killpg(started.pid, signal.SIGKILL)
-    started.wait()
+    processes = [psutil.Process(started.pid), *psutil.Process(started.pid).children(recursive=True)]
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=60)
     done = {file.name: file.read_bytes() for file in (place / "killed").glob("part-*.parquet")}
     output = run(encode_command(place, "images", "killed", "--shard-images", "4"))
     assert f"60 images in 15 shards, {15 - len(done)} to encode" in output
