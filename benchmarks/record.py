@@ -10,12 +10,13 @@ import json
 import platform
 import random
 import shutil
+import sqlite3
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -107,9 +108,14 @@ def main(trials: int) -> None:
             size_grid.main([*OPTIONS, *seeds, "--runner", "tune", "--storage-path", folder])
         whole_s = time.monotonic() - started
         ends = sorted(file.stat().st_mtime - started_s for file in Path(folder).glob("trial/*/record.json"))
+        with closing(sqlite3.connect(f"{folder}/mlflow.db")) as database:
+            (finished,) = database.execute("SELECT count(*) FROM runs WHERE status = 'FINISHED'").fetchone()
+            (metrics,) = database.execute("SELECT count(*) FROM metrics").fetchone()
     tenth = max(1, len(ends) // 10)
     result = {
         "trials": len(ends),
+        "mlflow_runs_finished": finished,
+        "mlflow_metric_values": metrics,
         "whole_s": whole_s,
         "after_the_last_trial_s": whole_s - ends[-1],
         "s_per_trial": (ends[-1] - ends[0]) / (len(ends) - 1),
