@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sweeps.monitor import show_plan
 from sweeps.options import preset_grid
-from sweeps.planning import plan_grid
+from sweeps.planning import find_jobs, plan_grid
 from trainables.store import Store
 
 
@@ -26,8 +26,7 @@ def main(points: int) -> None:
     plan_s = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder, open("/dev/null", "w") as nowhere:
         store = Store(folder)
-        finished = {job.id for job in plan.jobs if store.read_record(job)}
-        show_plan(Console(file=nowhere, width=130), plan, finished, slots=2)
+        show_plan(Console(file=nowhere, width=130), plan, find_jobs(plan, store), slots=2)
     result = {"points": len(plan.points), "plan_s": plan_s, "dry_run_s": time.perf_counter() - started}
     print(json.dumps({"machine": platform.machine(), **result}, indent=1))
 

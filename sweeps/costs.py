@@ -74,12 +74,15 @@ def _sampled_images(job: JobSpec) -> list[tuple[int, SamplerSpec, int]]:
     return [(spec.num_samples, spec.sampler, spec.batch_size) for spec in scored]
 
 
-def total_macs(job: JobSpec) -> float:
-    """Multiply-accumulates of a job: three passes per training image, and the sampler's passes per image drawn."""
-    if isinstance(job, ExtractorSpec):
+def total_macs(job: JobSpec, *, made: bool = False) -> float:
+    """Multiply-accumulates of a job: three passes per training image, and the sampler's passes per image drawn.
+
+    `made`: it is trained or drawn already, and only to be scored in another way.
+    """
+    if isinstance(job, ExtractorSpec) or (made and isinstance(job, BankSpec)):
         return 0.0
     images = _sampled_passes(job)
-    if isinstance(job, TrainingJobSpec):
+    if isinstance(job, TrainingJobSpec) and not made:
         images += 3 * job.training.batch_size * job.training.steps
     return float(count_macs(job.model)) * images
 
@@ -96,12 +99,14 @@ def evaluation_macs(job: JobSpec) -> float:
     return float(count_macs(job.model)) * _sampled_passes(job)
 
 
-def estimated_core_s(job: JobSpec) -> float:
-    """Seconds on one CPU core like the one the constants were measured on; start-up not included."""
+def estimated_core_s(job: JobSpec, *, made: bool = False) -> float:
+    """Seconds on one CPU core like the one the constants were measured on; start-up not included. `made`: see total_macs."""
     if isinstance(job, ExtractorSpec):
         return EXTRACTOR_S
+    if made and isinstance(job, BankSpec):
+        return 0.0
     passes = sum(-(-number // batch) * sampler.passes_per_sample for number, sampler, batch in _sampled_images(job))
-    if isinstance(job, TrainingJobSpec):
+    if isinstance(job, TrainingJobSpec) and not made:
         passes += 3 * job.training.steps
     per_pass = PASS_OVERHEAD_S + job.model.size.depth * BLOCK_OVERHEAD_S
-    return total_macs(job) / CORE_MACS_PER_S + passes * per_pass
+    return total_macs(job, made=made) / CORE_MACS_PER_S + passes * per_pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Set
 from dataclasses import dataclass
 
 from fine_core.data import dataset_info
@@ -31,7 +32,7 @@ class DiskNeed:
     checkpoint_bytes: int
 
 
-def disk_need(plan: Plan, finished: set[str], slots: int) -> DiskNeed:
+def disk_need(plan: Plan, finished: Set[str], slots: int) -> DiskNeed:
     """An estimate from the plan: points exactly, learngenes and banks roughly, pictures not at all."""
     missing = [job for job in plan.jobs if job.id not in finished]
     largest = max((count_parameters(job.model) for job in missing if hasattr(job, "model")), default=0)

@@ -14,7 +14,7 @@ from rich.table import Table
 from fine_core.data import short_name
 from fine_core.dit import count_macs, count_parameters
 from sweeps.costs import estimated_core_s, evaluation_macs, predicted_serve_bytes, total_macs
-from sweeps.planning import Plan
+from sweeps.planning import Found, Plan
 from trainables.model_spec import TrialSpec
 from trainables.scorer_spec import ExtractorSpec
 from trainables.spec import JobSpec, TrainingJobSpec
@@ -44,16 +44,16 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def show_plan(console: Console, plan: Plan, finished: set[str], *, slots: int | None) -> None:
+def show_plan(console: Console, plan: Plan, found: Found, *, slots: int | None) -> None:
     """Every job with its size and cost. `slots`: parallel CPU workers for the time estimate, None if there are GPUs."""
-    show_jobs(console, plan, finished)
-    text = f"{len(plan.points)} points; " + work_left(plan, finished)
-    console.print(text + time_left(estimated_left_s(plan, finished), slots))
+    show_jobs(console, plan, found)
+    text = f"{len(plan.points)} points; " + work_left(plan, found)
+    console.print(text + time_left(estimated_left_s(plan, found), slots))
 
 
-def show_jobs(console: Console, plan: Plan, finished: set[str]) -> None:
+def show_jobs(console: Console, plan: Plan, found: Found) -> None:
     title, labels = f"Plan of sweep {plan.sweep_id}", plan.labels
-    rows = [_job_cells(stage, job, labels[job.id], finished) for stage, jobs in plan.stages.items() for job in jobs]
+    rows = [_job_cells(stage, job, labels[job.id], found) for stage, jobs in plan.stages.items() for job in jobs]
     if len(rows) > MAX_TABLE_ROWS:  # whose layout would take longer than the plan
         widths = [max(map(len, column)) for column in zip(PLAN_COLUMNS, *rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (PLAN_COLUMNS, *rows)]
@@ -67,30 +67,31 @@ def show_jobs(console: Console, plan: Plan, finished: set[str]) -> None:
     console.print(table)
 
 
-def _job_cells(stage: str, job: JobSpec, label: str, finished: set[str]) -> tuple[str, ...]:
-    model = getattr(job, "model", None)
+def _job_cells(stage: str, job: JobSpec, label: str, found: Found) -> tuple[str, ...]:
+    model, made = getattr(job, "model", None), job.id in found.made
     return (
         stage,
         label,
         f"{count_parameters(model):,}" if model else "",
         amount(count_macs(model)) if model else "",
         amount(predicted_serve_bytes(job), "B") if isinstance(job, TrialSpec | TransferSpec) else "",
-        _amount_of_work(job),
-        duration(estimated_core_s(job)),
-        "done" if job.id in finished else "to do",
+        "" if made else _amount_of_work(job),
+        duration(estimated_core_s(job, made=made)),
+        "done" if job.id in found.finished else "to score" if made else "to do",
     )
 
 
-def work_left(plan: Plan, finished: set[str]) -> str:
-    missing = [job for job in plan.jobs if job.id not in finished]
-    macs, scoring = sum(map(total_macs, missing)), sum(map(evaluation_macs, missing))
+def work_left(plan: Plan, found: Found) -> str:
+    missing = [job for job in plan.jobs if job.id not in found.finished]
+    macs = sum(total_macs(job, made=job.id in found.made) for job in missing)
+    scoring = sum(map(evaluation_macs, missing))
     share = f" ({scoring / macs:.0%} of it to score)" if macs else ""
     return f"{len(missing)} of {len(plan.jobs)} jobs to compute, {amount(macs, 'MAC')}{share}"
 
 
-def estimated_left_s(plan: Plan, finished: set[str]) -> float:
+def estimated_left_s(plan: Plan, found: Found) -> float:
     """Seconds of one CPU core for the jobs to do."""
-    return sum(estimated_core_s(job) for job in plan.jobs if job.id not in finished)
+    return sum(estimated_core_s(job, made=job.id in found.made) for job in plan.jobs if job.id not in found.finished)
 
 
 def time_left(core_s: float, slots: int | None) -> str:

@@ -28,7 +28,7 @@ from sweeps.cluster import NoCapacity, is_joined, num_cpus
 from sweeps.disk import check_disk, disk_need
 from sweeps.errors import StoppedSweep, without_password
 from sweeps.monitor import show_plan
-from sweeps.planning import GridSpec, Plan
+from sweeps.planning import Found, GridSpec, Plan, find_jobs
 from sweeps.presets import DEFAULT_TARGETS, EVALUATIONS, PRESETS
 from sweeps.running import RUNNERS, RunnerSpec
 from sweeps.settings import read_tuned
@@ -297,8 +297,8 @@ class Request:
     runner: RunnerSpec
     params: dict[str, Any] = field(default_factory=dict)  # recorded beside the grid's
 
-    def show(self, console: Console, finished: set[str], slots: int | None) -> None:
-        show_plan(console, self.plan, finished, slots=slots)
+    def show(self, console: Console, found: Found, slots: int | None) -> None:
+        show_plan(console, self.plan, found, slots=slots)
 
     def sweep(self, name: str, **surroundings: Any) -> Sweep:
         """The sweep, to be run. Raises ValueError if it cannot be."""
@@ -331,15 +331,15 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
         store.check_writable()
         data_folder = data_folder_of(store)
         tracking_uri = resolve_tracking_uri(options["tracking_uri"], data_folder)
-        finished = {job.id for job in plan.jobs if store.read_record(job)}
+        found = find_jobs(plan, store)
         slots = None if runner.gpus_per_worker else num_cpus()
         if options["dry_run"]:
-            asked.show(console, finished, slots)
+            asked.show(console, found, slots)
             return
         if options.get("clean"):
             clean(plan, store, console, confirmed=options["yes"])
             return
-        check_disk(store, disk_need(plan, finished, slots or 1), options["disk_budget"])
+        check_disk(store, disk_need(plan, found.finished, slots or 1), options["disk_budget"])
         if not is_joined():
             runner.check_this_machine()
         data_folder.mkdir(parents=True, exist_ok=True)
@@ -350,7 +350,7 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
     except ValueError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
-    asked.show(console, finished, slots)
+    asked.show(console, found, slots)
     try:
         sys.exit(sweep.run())
     except KeyboardInterrupt:

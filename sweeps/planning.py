@@ -29,6 +29,7 @@ from trainables.model_spec import (
 )
 from trainables.scorer_spec import ExtractorSpec, GivenExtractorSpec
 from trainables.spec import FileSpec, JobSpec, SourceSpec, TrainingSpec, VaeSpec, check
+from trainables.store import Store
 from trainables.transfer_spec import BankSpec, CurveSpec, TransferSpec
 
 Job = TypeVar("Job", bound=JobSpec)
@@ -265,6 +266,21 @@ class Plan:
         count = Counter(job.label for job in self.jobs)
         labels = {job.id: job.label + (_sigma_suffix(job) if count[job.label] > 1 else "") for job in self.jobs}
         return {id: f"{label}, {TUNED}" if id in self.tuned else label for id, label in labels.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a store holds of a plan, as ids: finished jobs, and others that are made and only to be scored in another way."""
+
+    finished: frozenset[str]
+    made: frozenset[str]
+
+
+def find_jobs(plan: Plan, store: Store) -> Found:
+    """Looks at records alone, not at what they are of."""
+    finished = frozenset(job.id for job in plan.jobs if store.read_record(job) is not None)
+    made = frozenset(job.id for job in plan.jobs if job.id not in finished and store.twin(job, intact=False) is not None)
+    return Found(finished=finished, made=made)
 
 
 def plan_grid(grid: GridSpec) -> Plan:

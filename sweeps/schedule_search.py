@@ -12,6 +12,7 @@ from rich.console import Console
 from fine_core.retention import RetentionSchedule
 from fine_core.sampling import SAMPLERS as IMAGE_SAMPLERS
 from sweeps.options import OneLineErrors, Request, byte_count, grid_from, grid_options, names, run_sweep, runner_from
+from sweeps.planning import Found
 from sweeps.search_planning import SearchPlan, SearchSpec, plan_search
 from sweeps.search_space import PARAMETERS
 from sweeps.search_view import show_search
@@ -33,8 +34,8 @@ class SearchRequest(Request):
     study_storage: str | None
     grid_options: tuple[str, ...]  # of the command line, as size_grid.py takes them
 
-    def show(self, console: Console, finished: set[str], slots: int | None) -> None:
-        show_search(console, self.plan, finished, slots=slots)
+    def show(self, console: Console, found: Found, slots: int | None) -> None:
+        show_search(console, self.plan, found, slots=slots)
 
     def sweep(self, name: str, **surroundings: Any) -> ScheduleSearch:
         from sweeps.search import ScheduleSearch

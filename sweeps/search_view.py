@@ -7,19 +7,20 @@ from rich.console import Console
 from rich.table import Table
 
 from sweeps.monitor import duration, estimated_left_s, show_jobs, time_left, work_left
+from sweeps.planning import Found
 from sweeps.search_planning import SearchPlan, trial_core_s
 from sweeps.study import StudySpec, chosen_sampler
 
 
-def show_search(console: Console, plan: SearchPlan, finished: set[str], *, slots: int | None) -> None:
+def show_search(console: Console, plan: SearchPlan, found: Found, *, slots: int | None) -> None:
     """The jobs that come first, the spaces, and the time if no trial were stopped early."""
-    show_jobs(console, plan, finished)
+    show_jobs(console, plan, found)
     for studies in _alike(plan.studies):
         _show_study(console, studies)
     for size in plan.excluded:
         console.print(f"{size} is left out: no point there keeps to the limits", highlight=False)
-    core_s = estimated_left_s(plan, finished) + sum(study.num_trials * trial_core_s(study) for study in plan.studies)
-    text = f"{plan.num_trials} trials; {work_left(plan, finished)} first{time_left(core_s, slots)}"
+    core_s = estimated_left_s(plan, found) + sum(study.num_trials * trial_core_s(study) for study in plan.studies)
+    text = f"{plan.num_trials} trials; {work_left(plan, found)} first{time_left(core_s, slots)}"
     stops = any(study.halving is not None for study in plan.studies)
     console.print(text + (", less what early stopping saves" if stops else ""))
 

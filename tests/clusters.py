@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -45,6 +47,8 @@ class OwnCluster:
 
         self.folder, self.head_cpus, self.max_nodes, self.autoscaler = folder, head_cpus, max_nodes, autoscaler
         self.tag = uuid.uuid4().hex
+        # Jobs join the cluster that was started last in its folder. Not below `folder`, whose path is too long for sockets.
+        self.ray_folder = tempfile.mkdtemp(prefix="ray-")
         self.port, self.dashboard_port = free_port(), free_port()
         self.address = f"{ray._private.services.get_node_ip_address()}:{self.port}"
         outside = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") and k != "MLFLOW_TRACKING_URI"}
@@ -56,7 +60,7 @@ class OwnCluster:
 
     def start(self) -> None:
         command = ["ray", "start", "--head", "--port", str(self.port), "--num-cpus", str(self.head_cpus)]
-        command += ["--object-store-memory", "100000000"]
+        command += ["--object-store-memory", "100000000", "--temp-dir", self.ray_folder]
         if self.max_nodes:
             config = self.folder / "cluster.yaml"
             config.write_text(yaml.safe_dump(self._config()))
@@ -151,3 +155,4 @@ class OwnCluster:
                 with suppress(psutil.Error):
                     process.kill()
             time.sleep(1)
+        shutil.rmtree(self.ray_folder, ignore_errors=True)

@@ -102,11 +102,16 @@ class Store:
             if record is not None:
                 yield record
 
-    def twin(self, job: JobSpec) -> Twin | None:
-        """A finished job that has made what this one is to make, and was scored in another way; None if there is none."""
+    def twin(self, job: JobSpec, *, intact: bool = True) -> Twin | None:
+        """A finished job that has made what this one is to make, and was scored in another way; None if there is none.
+
+        `intact`: whether its files must be there as they were, which takes reading them.
+        """
         index = self._read_json(f"{self.root}/{MADE_FOLDER}/{job.made_id}.json")
         found = None if index is None else Twin(folder=f"{job.kind}/{index['id']}")
-        return found if found is not None and self.read_record(found) is not None and self.is_intact(found) else None
+        if found is None or self.read_record(found) is None:
+            return None
+        return found if not intact or self.is_intact(found) else None
 
     def publish(self, job: JobSpec, folder: Path, record: dict[str, Any]) -> None:
         """Store the files of `folder`, then the record with their sizes and hashes: finished from then on."""

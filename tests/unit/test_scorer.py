@@ -19,8 +19,10 @@ from fine_core.knowledge_bank import load_bank
 from fine_core.latents import VAE_WEIGHTS, decode, encode, load_vae, write_latents
 from fine_core.reference import Reference, save_samples_npz
 from fine_core.sampling import SamplerSpec
+from sweeps.costs import estimated_core_s, evaluation_macs, total_macs
+from sweeps.monitor import estimated_left_s
 from sweeps.options import grid_from, grid_options
-from sweeps.planning import plan_grid
+from sweeps.planning import find_jobs, plan_grid, plan_jobs
 from sweeps.size_grid import main
 from tests.pictures import extractor_file, image_folder, vae_folder
 from tests.tiny import random_dit, randomize, tiny_transfer, tiny_trial
@@ -178,6 +180,11 @@ def test_another_protocol_scores_again_and_trains_nothing(tmp_path, monkeypatch)
     learngene = first.base.initialization.learngene
     for job in (learngene, first.base, first.bank, first):
         run(job, store)
+    plan = plan_jobs([base], [second])
+    found = find_jobs(plan, store)
+    assert found.made == {base.id, second.bank.id, second.id} and len(found.finished) == len(plan.jobs) - 3
+    assert estimated_left_s(plan, found) < 0.5 * sum(map(estimated_core_s, (base, second.bank, second)))
+    assert sum(total_macs(job, made=True) for job in (base, second.bank, second)) == sum(map(evaluation_macs, (base, second)))
     forbidden = lambda *a, **k: pytest.fail("trained or drawn again")  # noqa: E731
     monkeypatch.setattr(jobs, "train", forbidden)
     monkeypatch.setattr(transfer, "train", forbidden)
