@@ -9,7 +9,7 @@ size-grid: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/pytest -q -n 3 --dist loadgroup --no-loadscope-reorder
+	$(VENV)/bin/pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.installed-test
 	$(VENV)/bin/pytest -q -m "not slow"

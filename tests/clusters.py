@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from tests.commands import ROOT
+from tests.commands import ROOT, TINY
 
 HEAD_TYPE, HEAD_NODE_ID = "ray.head.default", "f" * 51 + "00000"  # as the fake provider calls the head in any case
 TAG = "FINE_SWEEPS_TEST_CLUSTER"
@@ -36,16 +36,21 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def size_grid(store: Path, *options: str) -> list[str]:
+    """The command as it is submitted from the checkout."""
+    return ["python", "sweeps/size_grid.py", *TINY, "--transfer", "none", "--storage-path", str(store), *options]
+
+
 class OwnCluster:
     """A head with `head_cpus`, and up to `max_nodes` nodes with one CPU that an autoscaler starts in processes of this machine.
 
     `stop` ends every process that it led to, and no other cluster's.
     """
 
-    def __init__(self, folder: Path, *, head_cpus: int, max_nodes: int = 0, autoscaler: str = "v2") -> None:
+    def __init__(self, folder: Path, *, head_cpus: int, max_nodes: int = 0) -> None:
         import ray._private.services
 
-        self.folder, self.head_cpus, self.max_nodes, self.autoscaler = folder, head_cpus, max_nodes, autoscaler
+        self.folder, self.head_cpus, self.max_nodes = folder, head_cpus, max_nodes
         self.tag = uuid.uuid4().hex
         # Jobs join the cluster that was started last in its folder. Not below `folder`, whose path is too long for sockets.
         self.ray_folder = tempfile.mkdtemp(prefix="ray-")
@@ -69,8 +74,7 @@ class OwnCluster:
         command += ["--dashboard-agent-listen-port", str(free_port())]  # the default may be taken by another cluster
         fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
         fake |= {"RAY_CLOUD_INSTANCE_ID": HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": HEAD_NODE_ID}
-        fake |= {"AUTOSCALER_HEARTBEAT_TIMEOUT_S": "5"}  # of v1: then a node that died makes room for another
-        self._run(command, RAY_enable_autoscaler_v2=str(int(self.autoscaler == "v2")), **fake)
+        self._run(command, RAY_enable_autoscaler_v2="1", **fake)
         count = [sys.executable, "-c", COUNT_NODES, self.address, str(self.nodes_over_time)]
         subprocess.Popen(count, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

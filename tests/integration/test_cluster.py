@@ -1,13 +1,13 @@
-"""Jobs on a cluster: submitted, stopped, submitted again, refused; and a cluster that grows under a sweep."""
+"""Jobs on a cluster: submitted, stopped, submitted again, refused."""
 
 import subprocess
 
 import pytest
 
-from tests.clusters import OwnCluster
-from tests.commands import ROOT, TINY, compute_without_ray, matches, runs, wait_for, weights
+from tests.clusters import OwnCluster, size_grid
+from tests.commands import matches, runs, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("cluster")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +17,6 @@ def cluster(tmp_path_factory):
     cluster.start()
     yield cluster
     cluster.stop()
-
-
-def size_grid(store, *options: str) -> list[str]:
-    return ["python", "sweeps/size_grid.py", *TINY, "--transfer", "none", "--storage-path", str(store), *options]
 
 
 def test_a_job_is_stopped_and_submitted_again(cluster, tmp_path):
@@ -37,36 +33,6 @@ def test_a_job_is_stopped_and_submitted_again(cluster, tmp_path):
     assert code == 0 and "Points on digits" in output, output
     _, (parent,), (child,) = runs(store)
     assert parent.info.status == "FINISHED" and child.info.status == "FINISHED"
-
-
-@pytest.mark.parametrize(
-    "autoscaler", [pytest.param(version, marks=pytest.mark.xdist_group(version)) for version in ("v1", "v2")]
-)
-def test_nodes_come_up_for_a_sweep_one_dies_and_they_go_down_after_it(tmp_path, autoscaler):
-    growing = OwnCluster(tmp_path, head_cpus=0, max_nodes=2, autoscaler=autoscaler)
-    store, undisturbed = tmp_path / "store", tmp_path / "undisturbed"
-    grid = ["--methods", "scratch", "--seeds", "0,1,2", "--steps", "600"]
-    growing.start()
-    try:
-        wait_for(growing.nodes, "the nodes are counted", timeout_s=30)
-        assert set(growing.nodes()) == {1}, "the head alone"
-        joined = {**growing.environment, "RAY_ADDRESS": growing.address}
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        with subprocess.Popen(size_grid(store, *grid, "--runner", "tune"), env=joined, cwd=ROOT, **output) as process:
-            trials_begun = "tune/*-base-*/*/checkpoint_*/progress.json"
-            wait_for(lambda: len({f.parents[1] for f in matches(store, trials_begun)}) == 2, "two trials", process=process)
-            growing.kill_node_of_trial()
-            said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-        assert "waiting for nodes with room for 1 x 1 CPU" in said
-        assert max(growing.nodes()) == 3, "both nodes came up"
-        wait_for(lambda: growing.nodes()[-1] == 1, "the nodes went down again", timeout_s=60)
-    finally:
-        growing.stop()
-    compute_without_ray(undisturbed / "store", *grid)
-    assert weights(store) == weights(undisturbed / "store")
-    _, (parent,), children = runs(store)
-    assert len(children) == 3 and {run.info.status for run in (parent, *children)} == {"FINISHED"}
 
 
 def test_what_no_node_can_ever_run_is_refused(cluster, tmp_path):

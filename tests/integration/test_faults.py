@@ -4,13 +4,13 @@ been without."""
 import re
 import shutil
 import subprocess
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.commands import command, compute_without_ray, environment, matches, runs, start, sweep, wait_for, weights
+from tests.commands import compute_without_ray, matches, runs, start, sweep, wait_for, weights
+from tests.injection import check_whole, run_with_faults
 
 pytestmark = pytest.mark.slow
 
@@ -25,50 +25,6 @@ def undisturbed(tmp_path_factory) -> Path:
     return store
 
 
-@pytest.fixture(scope="module")
-def undisturbed_groups(undisturbed, tmp_path_factory) -> Path:
-    store = with_learngene(undisturbed, tmp_path_factory.mktemp("undisturbed-groups") / "store")
-    sweep(store, *GROUPS)
-    return store
-
-
-def with_learngene(undisturbed: Path, store: Path) -> Path:
-    """A store in which the learngene is made, so that a sweep starts with its base model."""
-    for kind in ("extractor", "learngene"):
-        shutil.copytree(undisturbed / kind, store / kind)
-    return store
-
-
-def run_with_faults(store: Path, faults: list[str], *options: str) -> tuple[int, str]:
-    """The command with these faults, one after the other; its exit code and what it printed. All have happened."""
-    folder = store.parent
-    driver, done = folder / "driver", folder / f"done-{uuid.uuid4().hex}"
-    variables = {"PYTHONPATH": str(FAULTS), "FAULTS": " ".join(faults), "FAULTS_DONE": str(done), "FAULT_DRIVER": str(driver)}
-    with (folder / "output").open("w") as output:
-        process = subprocess.Popen(
-            command(store, *options), env={**environment(), **variables}, stdout=output, stderr=subprocess.STDOUT
-        )
-        driver.write_text(str(process.pid))
-        code = process.wait(timeout=300)
-    text = (folder / "output").read_text()
-    happened = [done.with_name(f"{done.name}-{number}").exists() for number in range(len(faults))]
-    assert all(happened), f"{happened}: not all faults came about\n{text}"
-    return code, text
-
-
-def check_whole(store: Path, expected: Path) -> None:
-    """Every point once, every run finished, no step twice, the weights of an undisturbed sweep."""
-    assert weights(store) == weights(expected)
-    client, (parent,), children = runs(store)
-    assert parent.info.status == "FINISHED" and {child.info.status for child in children} == {"FINISHED"}
-    ids = [child.data.tags["trial_id"] for child in children]
-    assert sorted(ids) == sorted(file.name for file in (store / "trial").iterdir()) and len(set(ids)) == len(ids)
-    for child in children:
-        steps = sorted(metric.step for metric in client.get_metric_history(child.info.run_id, "train/loss"))
-        assert steps == sorted(set(steps)) and steps[-1] == 12
-    assert not list((store / "tune").rglob("checkpoint_*")), "nothing is left behind"
-
-
 def test_workers_die_one_after_the_other_and_the_sweep_goes_on(undisturbed, tmp_path):
     store = tmp_path / "store"
     faults = [
@@ -79,18 +35,6 @@ def test_workers_die_one_after_the_other_and_the_sweep_goes_on(undisturbed, tmp_
     code, output = run_with_faults(store, faults, "--runner", "tune")
     assert code == 0, output
     check_whole(store, undisturbed)
-
-
-def test_every_process_of_a_worker_group_dies_once_and_the_sweep_goes_on(undisturbed, undisturbed_groups, tmp_path):
-    store = with_learngene(undisturbed, tmp_path / "store")
-    faults = [
-        "trainables.loop:PhaseTrainer.step:6:self",  # one of two workers
-        "ray.tune.integration.ray_train:TuneReportCallback.after_report:1:self",  # the group's controller
-        "trainables.loop:PhaseTrainer.step:2:trial",  # the trial that waits for the group
-    ]
-    code, output = run_with_faults(store, faults, *GROUPS)
-    assert code == 0, output
-    check_whole(store, undisturbed_groups)
 
 
 def test_the_sweep_itself_dies_again_and_again(undisturbed, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.commands import TRANSFER, matches, runs, start, sweep, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("schedule_search")]
+pytestmark = pytest.mark.slow
 
 SEARCH = [*TRANSFER, "--methods", "fine"]
 ALONE = [
