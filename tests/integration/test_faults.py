@@ -1,5 +1,4 @@
-"""Processes that die, nodes that go, disks that are full, losses that diverge, files that rot: what is left is what would have
-been without."""
+"""Processes that die, disks that are full, losses that diverge, files that rot: what is left is what would have been without."""
 
 import re
 import shutil
@@ -13,9 +12,6 @@ from tests.commands import compute_without_ray, matches, runs, start, sweep, wai
 from tests.injection import check_whole, run_with_faults
 
 pytestmark = pytest.mark.slow
-
-FAULTS = Path(__file__).parents[1] / "faults"
-GROUPS = ["--runner", "train", "--workers-per-trial", "2", "--methods", "fine"]
 
 
 @pytest.fixture(scope="module")
