@@ -95,7 +95,7 @@ def _nodes_starting() -> bool:
 
 
 def _instances_starting() -> bool:
-    """The same of autoscaler v2, which KubeRay runs."""
+    """The same of autoscaler v2, which `ray up` and KubeRay run by default."""
     from ray.autoscaler.v2.sdk import get_cluster_status
 
     status = get_cluster_status(ray.get_runtime_context().gcs_address)

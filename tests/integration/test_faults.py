@@ -1,4 +1,4 @@
-"""Processes that die, disks that are full, losses that diverge, files that rot: what is left is what would have been without."""
+"""Processes that die, disks that are full, losses that diverge, files that rot: what is left is as it would be without."""
 
 import re
 import shutil
