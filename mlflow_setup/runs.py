@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from mlflow_setup.run_store import PARENT_TAG, RunStore, Values
 from mlflow_setup.spool import Spool, Write
-from mlflow_setup.tracking import Tracking
+from mlflow_setup.tracking import Tracking, TrackingError
 from mlflow_setup.writer import BackgroundWriter, one_line
 
 T = TypeVar("T")
@@ -35,30 +35,40 @@ class _Child:
 
 
 class SweepRuns:
-    """The runs of one sweep. The same sweep opened again goes on in the runs it had, with the writes it had left."""
+    """The runs of one sweep. The same sweep opened again goes on in the runs it had, with the writes it had left.
+
+    Raises TrackingError if the store does not tell which these are.
+    """
 
     def __init__(self, tracking: Tracking, sweep_id: str, name: str, params: dict[str, Any]) -> None:
+        from mlflow.exceptions import MlflowException
+
         self.client, self.experiment_id = tracking.client, tracking.experiment_id
         self.children: dict[str, _Child] = {}
         self.closed = False
-        found = self.client.search_runs([self.experiment_id], f"tags.sweep_id = '{sweep_id}'", max_results=1)
-        if found:
-            self.parent_id = found[0].info.run_id
-            self._find_children()
-        else:
-            run = self.client.create_run(self.experiment_id, run_name=name, tags={"sweep_id": sweep_id})
-            self.parent_id = run.info.run_id
+        try:
+            self.parent_id = self._find_or_create(sweep_id, name)
+        except (MlflowException, OSError) as error:
+            raise TrackingError(f"MLflow does not answer any more ({one_line(error)})") from error
         spool = Spool(tracking.spool_folder / f"{self.parent_id}.jsonl")  # its name fits this store and this sweep only
         for write in spool.writes():
             self._note(write)
         self.writer = BackgroundWriter(spool, RunStore(self.client, self.experiment_id, self.parent_id))
         self._put("start", None, name=name, tags={}, params=_texts(params))
 
-    def _find_children(self) -> None:
+    def _find_or_create(self, sweep_id: str, name: str) -> str:
+        """The parent's run id."""
+        found = self.client.search_runs([self.experiment_id], f"tags.sweep_id = '{sweep_id}'", max_results=1)
+        if not found:
+            return self.client.create_run(self.experiment_id, run_name=name, tags={"sweep_id": sweep_id}).info.run_id
+        self._find_children(found[0].info.run_id)
+        return found[0].info.run_id
+
+    def _find_children(self, parent_id: str) -> None:
         token = None
         while True:
             page = self.client.search_runs(
-                [self.experiment_id], f"tags.`{PARENT_TAG}` = '{self.parent_id}'", max_results=1000, page_token=token
+                [self.experiment_id], f"tags.`{PARENT_TAG}` = '{parent_id}'", max_results=1000, page_token=token
             )
             for run in page:
                 tags = run.data.tags

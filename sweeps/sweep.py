@@ -18,10 +18,11 @@ from fine_core.data import short_name
 from mlflow_setup.curves import draw_curves, draw_schedules
 from mlflow_setup.report import draw_front, interactive_front, write_csv
 from mlflow_setup.runs import SweepRuns
-from mlflow_setup.tracking import Tracking
+from mlflow_setup.tracking import Tracking, TrackingError
 from mlflow_setup.view import save_chart_view
 from sweeps.cluster import connect_cluster, wait_for_capacity
 from sweeps.curves import curve_rows, decomposition_rows, used_schedules
+from sweeps.errors import StoppedSweep
 from sweeps.ledger import ledger_rows, ledger_totals
 from sweeps.monitor import ProgressView, counted, duration, show_curves, show_decomposition, show_front, show_ledger
 from sweeps.pareto import Point, Results, by_protocol, points_from, report_rows
@@ -66,7 +67,10 @@ class Sweep:
         """Compute what is missing, then report. Returns the exit code: 0 all points done, 1 some failed."""
         missing = self._missing()
         to_do = self._is_unfinished(missing)
-        self.runs = SweepRuns(self.tracking, self.plan.sweep_id, f"{self.name}-{self.plan.sweep_id}", self.params)
+        try:
+            self.runs = SweepRuns(self.tracking, self.plan.sweep_id, f"{self.name}-{self.plan.sweep_id}", self.params)
+        except TrackingError as error:
+            raise StoppedSweep(str(error)) from error
         try:
             if to_do:
                 self._compute(missing)

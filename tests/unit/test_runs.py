@@ -15,7 +15,7 @@ from rich.console import Console
 from mlflow_setup import runs as runs_module
 from mlflow_setup import writer as writer_module
 from mlflow_setup.runs import SweepRuns
-from mlflow_setup.tracking import Tracking, open_tracking
+from mlflow_setup.tracking import Tracking, TrackingError, open_tracking
 from mlflow_setup.writer import BackgroundWriter
 from sweeps.monitor import ProgressView
 from sweeps.planning import Plan
@@ -173,13 +173,20 @@ def test_a_store_that_is_away_from_start_to_end_loses_nothing(tracking, tmp_path
     assert tracking.client.get_run(runs.parent_id).data.metrics["points_done"] == 1
 
 
+def test_a_store_that_goes_away_before_the_first_run_is_one_line(tracking):
+    away = flaky(tracking)
+    away.client.away = True
+    with pytest.raises(TrackingError, match=r"^MLflow does not answer any more \(the server is away\)$"):
+        SweepRuns(away, "never-opened", "sweep", {})
+
+
 def test_a_write_whose_answer_was_lost_is_told_twice_and_stored_once(tracking, tmp_path):
     losing, file = flaky(tracking), tmp_path / "samples.png"
     file.write_bytes(b"picture")
     losing.client.loses_answers = True
-    with pytest.raises(ConnectionError):
+    with pytest.raises(TrackingError):
         SweepRuns(losing, "answers", "sweep", {})  # its search
-    with pytest.raises(ConnectionError):
+    with pytest.raises(TrackingError):
         SweepRuns(losing, "answers", "sweep", {})  # its own run, which the next one finds
     losing.client.asked.clear()
     losing.client.asked |= {"search_runs", "create_run"}
