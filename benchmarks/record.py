@@ -97,7 +97,7 @@ def _mib_at(moment_s: float, samples: list[tuple[float, int]]) -> int:
 
 
 @click.command()
-@click.option("--trials", type=int, default=1000, show_default=True, help="Points of the sweep.")
+@click.option("--trials", type=click.IntRange(min=2), default=1000, show_default=True, help="Points of the sweep.")
 def main(trials: int) -> None:
     with tempfile.TemporaryDirectory() as template, tempfile.TemporaryDirectory() as folder:
         sweeps.running._trial = _simulated(template, sweeps.running._trial)

@@ -49,7 +49,7 @@ class SweepRuns:
         try:
             self.parent_id = self._find_or_create(sweep_id, name)
         except (MlflowException, OSError) as error:
-            raise TrackingError(f"MLflow does not answer any more ({one_line(error)})") from error
+            raise TrackingError(f"MLflow cannot be used any more ({one_line(error)})") from error
         spool = Spool(tracking.spool_folder / f"{self.parent_id}.jsonl")  # its name fits this store and this sweep only
         for write in spool.writes():
             self._note(write)

@@ -110,10 +110,11 @@ class ProgressView:
     """Live bars on a terminal, one line per event elsewhere. Fed by the sweep's own process only."""
 
     def __init__(
-        self, console: Console, plan: Plan, finished: set[str], label: Callable[[JobSpec], str] = lambda job: job.label
+        self, console: Console, plan: Plan, found: Found, label: Callable[[JobSpec], str] = lambda job: job.label
     ) -> None:
         self.console, self.label = console, label
-        self.costs = {job.id: estimated_core_s(job) for job in plan.jobs if job.id not in finished}
+        missing = [job for job in plan.jobs if job.id not in found.finished]
+        self.costs = {job.id: estimated_core_s(job, made=job.id in found.made) for job in missing}
         self.done_share: dict[str, float] = dict.fromkeys(self.costs, 0.0)
         self.running: dict[str, TaskID] = {}
         self.failed_count = 0

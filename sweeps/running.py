@@ -31,7 +31,8 @@ from trainables.spec import JobSpec, check
 from trainables.store import CHECKPOINT_FOLDER, Store, checkpoint_folder_name
 
 RUNNERS = ("auto", "train", "tune")
-MAX_RETRIES = 3  # of a trial whose process or node died; what would fail again is not tried again
+MAX_RETRIES = 3  # of a trial that died or failed, unless it diverged or its input is bad: then it would fail again
+WAITING_GROUPS = 4  # at most: each has a gigabyte of processes on the head
 MEASURE_EVERY_S = 5.0
 ENDS_OF_TUNE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, tune.TuneError)  # also of files cut off by a full disk
 MIN_IMAGES_PER_WORKER = 16  # of a learngene's batch: more workers would wait for each other more than they compute
@@ -91,7 +92,12 @@ class RunnerSpec:
     def uses_worker_group(self, job: JobSpec, num_workers: int) -> bool:
         if self.runner == "tune" or (isinstance(job, ExtractorSpec) and not isinstance(job, GivenExtractorSpec)):
             return False
-        return self.runner == "train" or num_workers > 1 or self.gpus_per_worker > 0
+        return self.groups_trials or num_workers > 1
+
+    @property
+    def groups_trials(self) -> bool:
+        """Whether points run on worker groups."""
+        return self.runner == "train" or self.workers_per_trial > 1 or self.gpus_per_worker > 0
 
     def demand_of(self, job: JobSpec) -> tuple[dict[str, float], int]:
         """Resources of one worker of a job, and the least number of workers that it can run with."""
@@ -154,8 +160,7 @@ def trials_at_once(runner: RunnerSpec, source: JobSource) -> int:
         return fit
     if not isinstance(source, FixedJobs):
         return fit + 1
-    inline = runner.runner != "train" and runner.workers_per_trial == 1 and runner.gpus_per_worker == 0
-    return fit + (WAITING_TRIALS if inline else fit)
+    return fit + (min(fit, WAITING_GROUPS) if runner.groups_trials else WAITING_TRIALS)
 
 
 class InlineContext(RunContext):

@@ -20,13 +20,13 @@ from mlflow_setup.report import draw_front, interactive_front, write_csv
 from mlflow_setup.runs import SweepRuns
 from mlflow_setup.tracking import Tracking, TrackingError
 from mlflow_setup.view import save_chart_view
-from sweeps.cluster import connect_cluster, wait_for_capacity
+from sweeps.cluster import connect_cluster, is_joined, wait_for_capacity
 from sweeps.curves import curve_rows, decomposition_rows, used_schedules
 from sweeps.errors import StoppedSweep
 from sweeps.ledger import ledger_rows, ledger_totals
 from sweeps.monitor import ProgressView, counted, duration, show_curves, show_decomposition, show_front, show_ledger
 from sweeps.pareto import Point, Results, by_protocol, points_from, report_rows
-from sweeps.planning import Plan
+from sweeps.planning import Plan, find_jobs
 from sweeps.running import FixedJobs, JobSource, RunnerSpec, cluster_slots, run_stage
 from trainables.files import SAMPLES_FILE
 from trainables.model_spec import FineSpec, TrialSpec
@@ -118,7 +118,6 @@ class Sweep:
 
     def _compute(self, missing: dict[str, tuple[JobSpec, ...]]) -> None:
         missing_ids = {job.id for jobs in missing.values() for job in jobs}
-        finished = {job.id for job in self.plan.jobs} - missing_ids
         total, num_missing = len(self.plan.jobs), len(missing_ids)
         self.console.print(
             f"{total - num_missing} of {total} jobs are in the store already; starting Ray{self._what_for(num_missing)}"
@@ -130,7 +129,7 @@ class Sweep:
         self.timings["ray_start"] = time.monotonic() - started
         try:
             self._wait_for_capacity(missing)
-            with ProgressView(self.console, self.plan, finished, self._label) as self.view:
+            with ProgressView(self.console, self.plan, find_jobs(self.plan, self.store), self._label) as self.view:
                 self._run_stages(missing)
         finally:
             ray.shutdown()
@@ -147,7 +146,7 @@ class Sweep:
                 self._show_overhead(stage, runnable)
 
     def _run_stage(self, stage: str, source: JobSource, what: str, total: int) -> None:
-        started, self.slots = time.monotonic(), cluster_slots(self.runner)
+        started = time.monotonic()
         self.view.begin_stage(stage, what, total)
         run_stage(f"{self.plan.sweep_id}-{stage}", source, self.store, self.runner, self)
         self.timings[stage] = time.monotonic() - started
@@ -169,8 +168,8 @@ class Sweep:
         if not records:
             return
         line = f"stage {stage}: {duration(self.timings[stage])}"
-        if stage in ("base", "transfer") and cluster_slots(self.runner) == self.slots:  # one that grew was never full
-            slots = min(max(1, self.slots // self.runner.workers_per_trial), len(jobs))
+        if stage in ("base", "transfer") and not is_joined():  # a cluster that grows is not full all the time
+            slots = min(max(1, cluster_slots(self.runner) // self.runner.workers_per_trial), len(jobs))
             slots = min(slots, self.runner.max_concurrent or slots)
             work_s = sum(r["metrics"]["eval_s"] + (0.0 if r["made_by"] else r["metrics"]["train_s"]) for r in records)
             work_s += sum(r["metrics"].get("forgetting/eval_s", 0.0) for r in records)

@@ -141,7 +141,11 @@ class OwnCluster:
 
     def kill_node_of_trial(self) -> None:
         """SIGKILL to all processes of a node that runs a Tune trial, the node's own first."""
-        (trial, *_) = [process for process in self._processes() if "ray::ImplicitFunc.train" in " ".join(process.cmdline())]
+        trials = []
+        for process in self._processes():
+            with suppress(psutil.Error):
+                trials += [process] if "ray::ImplicitFunc" in " ".join(process.cmdline()) else []
+        trial = trials[0]
         node = next(process for process in trial.parents() if process.name() == "raylet")
         for process in (node, *node.children(recursive=True)):
             with suppress(psutil.Error):

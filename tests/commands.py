@@ -83,11 +83,12 @@ def wait_for(
     """Until the condition holds; fails if that takes too long or the process ends before."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        if process is not None and (process.poll() is not None or time.monotonic() > deadline):
-            process.send_signal(signal.SIGINT)
+        ended = process is not None and process.poll() is not None and not condition()
+        if process is not None and (ended or time.monotonic() > deadline):
+            process.kill()
             raise AssertionError(f"{what}: never seen\n{process.communicate()[0]}")
         assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.01)
+        time.sleep(0.02)
 
 
 def start(store: Path, *options: str, script: str = "size_grid") -> subprocess.Popen:

@@ -19,7 +19,10 @@ def run_with_faults(store: Path, faults: list[str], *options: str) -> tuple[int,
             command(store, *options), env={**environment(), **variables}, stdout=output, stderr=subprocess.STDOUT
         )
         driver.write_text(str(process.pid))
-        code = process.wait(timeout=300)
+        try:
+            code = process.wait(timeout=500)
+        finally:
+            process.kill()
     text = (folder / "output").read_text()
     happened = [done.with_name(f"{done.name}-{number}").exists() for number in range(len(faults))]
     assert all(happened), f"{happened}: not all faults came about\n{text}"
@@ -36,4 +39,4 @@ def check_whole(store: Path, expected: Path) -> None:
     for child in children:
         steps = sorted(metric.step for metric in client.get_metric_history(child.info.run_id, "train/loss"))
         assert steps == sorted(set(steps)) and steps[-1] == 12
-    assert not list((store / "tune").rglob("checkpoint_*")), "nothing is left behind"
+    assert not [*(store / "tune").rglob("checkpoint_*"), *(store / "train").rglob("checkpoint_*")], "nothing is left behind"

@@ -40,7 +40,7 @@ def run_job(job: JobSpec, store_location: str, run: RunContext, *, checkpoint_ev
     if store.read_record(job) is not None:
         return
     started = time.perf_counter()
-    memory, twin = PeakMemory(run.device), run.agreed(store.twin(job))
+    memory, twin = PeakMemory(run.device), run.agreed(store.twin(job) if run.rank == 0 else None)
     with tempfile.TemporaryDirectory() as folder:
         match job:
             case ExtractorSpec():

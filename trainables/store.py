@@ -105,13 +105,15 @@ class Store:
     def twin(self, job: JobSpec, *, intact: bool = True) -> Twin | None:
         """A finished job that has made what this one is to make, and was scored in another way; None if there is none.
 
-        `intact`: whether its files must be there as they were, which takes reading them.
+        `intact`: whether its files must be what they were, which takes reading them; they must be there in any case.
         """
         index = self._read_json(f"{self.root}/{MADE_FOLDER}/{job.made_id}.json")
         found = None if index is None else Twin(folder=f"{job.kind}/{index['id']}")
-        if found is None or self.read_record(found) is None:
+        record = None if found is None else self.read_record(found)
+        if record is None:
             return None
-        return found if not intact or self.is_intact(found) else None
+        sizes = [self.size_of(f"{found.folder}/{name}") for name in record["files"]]
+        return found if None not in sizes and (not intact or self.is_intact(found)) else None
 
     def publish(self, job: JobSpec, folder: Path, record: dict[str, Any]) -> None:
         """Store the files of `folder`, then the record with their sizes and hashes: finished from then on."""

@@ -130,5 +130,5 @@ def run_on_worker_group(
     )
     try:
         trainer.fit()
-    except train.TrainingFailedError as error:
+    except train.WorkerGroupError as error:
         raise WorkerGroupFailed(str(error)) from error

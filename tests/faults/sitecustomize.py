@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -20,24 +21,31 @@ def _done_file(number: int) -> str:
 
 
 def _die(number: int, victim: str) -> None:
-    import psutil  # here, as every process imports this file
-
+    trial = _the_trial() if victim == "trial" else None
     try:
         os.close(os.open(_done_file(number), os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
     if victim == "self":
         os.kill(os.getpid(), signal.SIGKILL)
-    if victim == "trial":
-        (trial,) = [p for p in psutil.process_iter() if "ray::ImplicitFunc.train" in " ".join(p.cmdline()) and _is_ours(p)]
-        trial.kill()
+    if trial is not None:
+        os.kill(trial, signal.SIGKILL)
         return
     os.kill(int(Path(os.environ["FAULT_DRIVER"]).read_text()), signal.SIGKILL)
     time.sleep(60)  # until this process is ended with its driver
 
 
-def _is_ours(process) -> bool:
-    return process.environ().get("FAULTS_DONE") == os.environ["FAULTS_DONE"]
+def _the_trial() -> int:
+    import psutil  # here, as every process imports this file
+
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # others come and go meanwhile
+            ours = process.environ().get("FAULTS_DONE") == os.environ["FAULTS_DONE"]
+            if ours and "ray::ImplicitFunc" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    (trial,) = found
+    return trial
 
 
 class _Loader(importlib.abc.Loader):

@@ -14,9 +14,11 @@ pytestmark = pytest.mark.slow
 def cluster(tmp_path_factory):
     """One that stays as it is: nodes of one machine share the folder of a job's files, and would delete it when they go."""
     cluster = OwnCluster(tmp_path_factory.mktemp("cluster"), head_cpus=2)
-    cluster.start()
-    yield cluster
-    cluster.stop()
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 def test_a_job_is_stopped_and_submitted_again(cluster, tmp_path):
@@ -24,7 +26,7 @@ def test_a_job_is_stopped_and_submitted_again(cluster, tmp_path):
     grid = ["--steps", "600", "--runner", "tune", "--methods", "scratch"]
     code, output = cluster.submit(*size_grid(store, *grid), job_id="first", wait=False)
     assert code == 0, output
-    wait_for(lambda: matches(store, "tune/**/checkpoint_*/progress.json"), "a checkpoint", timeout_s=100)
+    wait_for(lambda: matches(store, "tune/**/checkpoint_*/progress.json"), "a checkpoint")
     cluster.job("stop", "first")
     _, (parent,), (child,) = runs(store)
     assert parent.info.status == "KILLED" and child.info.status == "KILLED"

@@ -14,8 +14,8 @@ def test_nodes_come_up_for_a_sweep_one_dies_and_they_go_down_after_it(tmp_path):
     growing = OwnCluster(tmp_path, head_cpus=0, max_nodes=2)
     store, undisturbed = tmp_path / "store", tmp_path / "undisturbed"
     grid = ["--methods", "scratch", "--seeds", "0,1,2", "--steps", "600"]
-    growing.start()
     try:
+        growing.start()
         wait_for(growing.nodes, "the nodes are counted", timeout_s=30)
         assert set(growing.nodes()) == {1}, "the head alone"
         joined = {**growing.environment, "RAY_ADDRESS": growing.address}
@@ -24,7 +24,10 @@ def test_nodes_come_up_for_a_sweep_one_dies_and_they_go_down_after_it(tmp_path):
             trials_begun = "tune/*-base-*/*/checkpoint_*/progress.json"
             wait_for(lambda: len({f.parents[1] for f in matches(store, trials_begun)}) == 2, "two trials", process=process)
             growing.kill_node_of_trial()
-            said, _ = process.communicate(timeout=300)
+            try:
+                said, _ = process.communicate(timeout=400)
+            finally:
+                process.kill()
         assert process.returncode == 0, said
         assert "waiting for nodes with room for 1 x 1 CPU" in said
         assert max(growing.nodes()) == 3, "both nodes came up"

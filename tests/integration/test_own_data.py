@@ -52,7 +52,7 @@ def test_from_images_to_latents_to_a_pipeline(place):
     psutil.wait_procs(processes, timeout=60)
     done = {file.name: file.read_bytes() for file in (place / "killed").glob("part-*.parquet")}
     output = run(encode_command(place, "images", "killed", "--shard-images", "4"))
-    assert f"60 images in 15 shards, {15 - len(done)} to encode" in output and "60 images encoded" in output
+    assert f"60 images in 15 shards, {15 - len(done)} to encode" in output
     assert all((place / "killed" / name).read_bytes() == content for name, content in done.items())
     assert len(list((place / "killed").glob("part-*.parquet"))) == 15
     assert "name another --out" in run(encode_command(place, "target", "killed", "--shard-images", "4"), expect=2)

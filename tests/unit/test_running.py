@@ -1,9 +1,13 @@
 """How many trials run or wait at once, on this machine and on clusters that may grow."""
 
+from types import SimpleNamespace
+
 import pytest
 
 import sweeps.running
-from sweeps.running import FixedJobs, RunnerSpec, trials_at_once
+from sweeps.running import FixedJobs, RunnerSpec, _GrowingLimiter, _trial, _TrialSetup, trials_at_once
+from tests.tiny import tiny_trial
+from trainables.worker import WorkerGroupFailed
 
 
 class Study:
@@ -36,8 +40,38 @@ def test_trials_wait_for_nodes_that_a_joined_cluster_may_start(cluster):
     cluster(0, joined=True)
     assert trials_at_once(RunnerSpec(), FixedJobs([])) > 10, "inline trials that wait cost nothing"
     assert trials_at_once(RunnerSpec(), Study()) == 2, "a study proposes better settings later"
-    groups = RunnerSpec(gpus_per_worker=1)
-    assert [trials_at_once(groups, FixedJobs([])) for slots in (1, 2, 4) if cluster(slots, joined=True) is None] == [2, 4, 8]
+
+
+@pytest.mark.parametrize(("slots", "expected"), [(1, 2), (2, 4), (4, 8), (32, 36)])
+def test_worker_groups_wait_in_processes_on_the_head_and_are_fewer(cluster, slots, expected):
+    cluster(slots, joined=True)
+    assert trials_at_once(RunnerSpec(gpus_per_worker=1), FixedJobs([])) == expected
+
+
+def test_more_are_let_in_once_the_cluster_has_grown(monkeypatch):
+    limiter, sizes = SimpleNamespace(max_concurrent=2), iter([4, 8])
+    growing = _GrowingLimiter(limiter, lambda: next(sizes))
+    growing.on_step_begin(1, [])
+    assert limiter.max_concurrent == 2, "measured a moment ago"
+    monkeypatch.setattr(sweeps.running, "MEASURE_EVERY_S", 0.0)
+    for expected in (4, 8):
+        growing.on_step_begin(2, [])
+        assert limiter.max_concurrent == expected
+
+
+def test_a_group_that_failed_as_often_as_it_may_is_not_tried_again(monkeypatch, tmp_path):
+    def fails(*arguments, **options):
+        raise WorkerGroupFailed("Training failed due to worker errors:\nRuntimeError: out of luck\n")
+
+    said = []
+    monkeypatch.setattr("trainables.worker.run_on_worker_group", fails)
+    monkeypatch.setattr("ray.tune.integration.ray_train.TuneReportCallback", object)
+    monkeypatch.setattr(sweeps.running.tune, "report", said.append)
+    setup = _TrialSetup(
+        job=tiny_trial(), group_size=1, gpus_per_worker=0.0, store_location=str(tmp_path), checkpoint_every_steps=1
+    )
+    _trial({"setup": setup})
+    assert said == [{"failure": "RuntimeError: out of luck"}]
 
 
 def test_what_the_user_says_holds_everywhere(cluster):

@@ -18,7 +18,7 @@ from mlflow_setup.runs import SweepRuns
 from mlflow_setup.tracking import Tracking, TrackingError, open_tracking
 from mlflow_setup.writer import BackgroundWriter
 from sweeps.monitor import ProgressView
-from sweeps.planning import Plan
+from sweeps.planning import Found, Plan
 from tests.tiny import tiny_trial
 
 HISTORY = [{"step": step, "train/loss": 1.0 / step, "train/speed": 2.0} for step in (10, 20, 30)]
@@ -176,7 +176,7 @@ def test_a_store_that_is_away_from_start_to_end_loses_nothing(tracking, tmp_path
 def test_a_store_that_goes_away_before_the_first_run_is_one_line(tracking):
     away = flaky(tracking)
     away.client.away = True
-    with pytest.raises(TrackingError, match=r"^MLflow does not answer any more \(the server is away\)$"):
+    with pytest.raises(TrackingError, match=r"^MLflow cannot be used any more \(the server is away\)$"):
         SweepRuns(away, "never-opened", "sweep", {})
 
 
@@ -379,7 +379,7 @@ def test_reasons_with_brackets_are_shown_as_they_are():
     trial = tiny_trial("scratch")
     output = io.StringIO()
     console = Console(file=output, width=200)
-    with ProgressView(console, Plan(source=(), base=(trial,)), finished=set()) as view:
+    with ProgressView(console, Plan(source=(), base=(trial,)), found=Found(finished=frozenset(), made=frozenset())) as view:
         view.begin_stage("base", "1 job", 1)
         view.started(trial)
         view.failed(trial, "[/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [rank1]")
