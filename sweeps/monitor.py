@@ -77,7 +77,7 @@ def _job_cells(stage: str, job: JobSpec, label: str, found: Found) -> tuple[str,
         amount(predicted_serve_bytes(job), "B") if isinstance(job, TrialSpec | TransferSpec) else "",
         "" if made else _amount_of_work(job),
         duration(estimated_core_s(job, made=made)),
-        "done" if job.id in found.finished else "to score" if made else "to do",
+        "done" if job.id in found.finished else "made" if made else "to do",
     )
 
 
