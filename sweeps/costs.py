@@ -11,7 +11,7 @@ from fine_core.checkpoints import config_to_json, predicted_file_bytes
 from fine_core.dit import DiT, DiTConfig, count_macs, count_parameters
 from fine_core.sampling import SamplerSpec
 from trainables.methods import transfer_method
-from trainables.model_spec import DecomposedLearngeneSpec, FineSpec, TrialSpec
+from trainables.model_spec import DecomposedLearngeneSpec, FineSpec, PointSpec, TrialSpec
 from trainables.scorer_spec import ExtractorSpec
 from trainables.spec import JobSpec, TrainingJobSpec
 from trainables.transfer_spec import BankSpec, CurveSpec, RungSpec, TransferSpec
@@ -22,7 +22,7 @@ PASS_OVERHEAD_S, BLOCK_OVERHEAD_S = 1.5e-3, 0.7e-3
 EXTRACTOR_S = 5.0
 
 
-def predicted_serve_bytes(point: TrialSpec | TransferSpec) -> int:
+def predicted_serve_bytes(point: PointSpec) -> int:
     """Bytes of the file that a point stores: all weights, or what a transfer trains."""
     if isinstance(point, TrialSpec):
         return predicted_file_bytes(model_shapes(point.model), kind="dit", config=config_to_json(point.model))

@@ -7,7 +7,7 @@ from typing import Any
 
 from sweeps.pareto import MethodNames, Results
 from trainables.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
-from trainables.model_spec import FineSpec, TrialSpec
+from trainables.model_spec import FineSpec, PointSpec, TrialSpec
 from trainables.spec import JobSpec
 from trainables.store import Store
 from trainables.transfer_spec import TransferSpec
@@ -27,7 +27,7 @@ def ledger_rows(results: Results, store: Store, names: MethodNames) -> list[dict
     What a method's points share is counted once. A transfer needs its base model beside its delta: the base is a row of its
     initialization's, not of every transfer's. Seeds are repeats of the same point; the first of them is kept.
     """
-    kept: dict[tuple, tuple[TrialSpec | TransferSpec, dict[str, Any]]] = {}
+    kept: dict[tuple, tuple[PointSpec, dict[str, Any]]] = {}
     for job, record in sorted(results, key=lambda result: result[0].seed):
         kept.setdefault((names.of(job), job.size), (job, record))
     rows = []
@@ -41,7 +41,7 @@ def ledger_rows(results: Results, store: Store, names: MethodNames) -> list[dict
     return rows
 
 
-def _kept_to_initialize(job: TrialSpec | TransferSpec) -> list[JobSpec]:
+def _kept_to_initialize(job: PointSpec) -> list[JobSpec]:
     """The artifacts that a point was made from, beside its base model."""
     if isinstance(job, TransferSpec):
         return [] if job.bank is None else [job.bank]

@@ -15,10 +15,10 @@ from fine_core.data import short_name
 from fine_core.dit import count_macs, count_parameters
 from sweeps.costs import estimated_core_s, evaluation_macs, predicted_serve_bytes, total_macs
 from sweeps.planning import Found, Plan
-from trainables.model_spec import TrialSpec
+from trainables.model_spec import PointSpec
 from trainables.scorer_spec import ExtractorSpec
 from trainables.spec import JobSpec, TrainingJobSpec
-from trainables.transfer_spec import RungSpec, TransferSpec
+from trainables.transfer_spec import RungSpec
 
 WIDE_TERMINAL = 125  # columns that the full table of points needs
 MAX_TABLE_ROWS = 500
@@ -74,7 +74,7 @@ def _job_cells(stage: str, job: JobSpec, label: str, found: Found) -> tuple[str,
         label,
         f"{count_parameters(model):,}" if model else "",
         amount(count_macs(model)) if model else "",
-        amount(predicted_serve_bytes(job), "B") if isinstance(job, TrialSpec | TransferSpec) else "",
+        amount(predicted_serve_bytes(job), "B") if isinstance(job, PointSpec) else "",
         "" if made else _amount_of_work(job),
         duration(estimated_core_s(job, made=made)),
         "done" if job.id in found.finished else "made" if made else "to do",

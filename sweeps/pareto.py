@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trainables.model_spec import TrialSpec
+from trainables.model_spec import PointSpec, TrialSpec
 from trainables.transfer_spec import TransferSpec
 
 COSTS = ("params_total", "macs", "serve_bytes", "params_trainable")
@@ -20,7 +20,7 @@ NUM_DRAWS = 4000
 
 TUNED = "tuned"  # marks points whose settings a search has found
 
-Results = Sequence[tuple[TrialSpec | TransferSpec, dict[str, Any]]]
+Results = Sequence[tuple[PointSpec, dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +72,11 @@ class MethodNames:
     points with settings found by a search: they share a name, whatever the settings are at their size.
     """
 
-    def __init__(self, jobs: Iterable[TrialSpec | TransferSpec], tuned: Iterable[str] = ()) -> None:
+    def __init__(self, jobs: Iterable[PointSpec], tuned: Iterable[str] = ()) -> None:
         self.sources = {job.initialization.name for job in jobs if isinstance(job, TransferSpec)}
         self.tuned = frozenset(tuned)
 
-    def of(self, job: TrialSpec | TransferSpec) -> str:
+    def of(self, job: PointSpec) -> str:
         if isinstance(job, TrialSpec):
             # Searches may have found several: whose base this is, its sigma steps say.
             other = f" {job.initialization.sigma_steps} sigma steps" if job.id in self.tuned else ""
@@ -87,7 +87,7 @@ class MethodNames:
 
 def points_from(results: Results, names: MethodNames) -> list[Point]:
     """Average the seeds of every (method, size, protocol): base models before transfers, cheapest first."""
-    groups: dict[tuple, list[tuple[TrialSpec | TransferSpec, dict[str, Any]]]] = defaultdict(list)
+    groups: dict[tuple, list[tuple[PointSpec, dict[str, Any]]]] = defaultdict(list)
     for job, record in results:
         groups[(names.of(job), job.size, record["protocol"])].append((job, record))
     points = []

@@ -24,7 +24,7 @@ from sweeps.costs import model_shapes
 from sweeps.pareto import OPTIONAL_MEANS, non_dominated, standard_error
 from trainables.files import MODEL_FILE
 from trainables.methods import transfer_method
-from trainables.model_spec import FineSpec, TrialSpec
+from trainables.model_spec import FineSpec, PointSpec
 from trainables.scorer import load_scorer, load_stored_vae
 from trainables.spec import check
 from trainables.spec_json import job_from_record
@@ -32,14 +32,12 @@ from trainables.store import Store
 from trainables.transfer import load_transferred
 from trainables.transfer_spec import TransferSpec
 
-Scored = TrialSpec | TransferSpec
-
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """One point over its seeds, as it would be served: dense. `serve_bytes` is the size of that file, not of a delta."""
 
-    jobs: tuple[Scored, ...]
+    jobs: tuple[PointSpec, ...]
     records: tuple[dict[str, Any], ...]
     serve_bytes: int
 
@@ -59,7 +57,7 @@ class Candidate:
 
 def candidates(store: Store) -> list[Candidate]:
     """Every scored point that can be merged into a dense DiT. Those that differ in their seed alone are one."""
-    groups: dict[str, list[tuple[Scored, dict[str, Any]]]] = defaultdict(list)
+    groups: dict[str, list[tuple[PointSpec, dict[str, Any]]]] = defaultdict(list)
     for kind in ("trial", "transfer"):
         for record in store.records(kind):
             job = job_from_record(record)
@@ -174,7 +172,7 @@ def card(candidate: Candidate, found: Sequence[Candidate]) -> dict[str, Any]:
     return content
 
 
-def lineage(job: Scored) -> list[dict[str, str]]:
+def lineage(job: PointSpec) -> list[dict[str, str]]:
     """What a point was made from, itself first, down to the learngene or the given model."""
     chain = [job]
     if isinstance(job, TransferSpec):

@@ -23,6 +23,7 @@ from trainables.model_spec import (
     FineSpec,
     GivenSpec,
     LearngeneSpec,
+    PointSpec,
     ScratchSpec,
     TrialSpec,
     model_config,
@@ -234,7 +235,7 @@ class Plan:
         return MethodNames(self.points, self.tuned)
 
     @property
-    def points(self) -> tuple[TrialSpec | TransferSpec, ...]:
+    def points(self) -> tuple[PointSpec, ...]:
         """The jobs that have a score."""
         return (*self.base, *self.transfer)
 
@@ -277,10 +278,14 @@ class Found:
 
 
 def find_jobs(plan: Plan, store: Store) -> Found:
-    """Looks at records alone, not at what they are of."""
-    finished = frozenset(job.id for job in plan.jobs if store.read_record(job) is not None)
-    made = frozenset(job.id for job in plan.jobs if job.id not in finished and store.twin(job, intact=False) is not None)
-    return Found(finished=finished, made=made)
+    """Looks at records and whether files are there, not at what is in these."""
+    return found_beside([job for job in plan.jobs if store.read_record(job) is None], plan, store)
+
+
+def found_beside(missing: Sequence[JobSpec], plan: Plan, store: Store) -> Found:
+    """The same where it is known which jobs have no record."""
+    made = frozenset(job.id for job in missing if store.twin(job, intact=False) is not None)
+    return Found(finished=frozenset(job.id for job in plan.jobs) - {job.id for job in missing}, made=made)
 
 
 def plan_grid(grid: GridSpec) -> Plan:

@@ -147,6 +147,11 @@ def cluster_slots(runner: RunnerSpec) -> int:
     return int(resources.get("CPU", 1))
 
 
+def trials_that_fit(runner: RunnerSpec) -> int:
+    """Points that the cluster as it is now can run beside each other."""
+    return max(1, cluster_slots(runner) // runner.workers_per_trial)
+
+
 def trials_at_once(runner: RunnerSpec, source: JobSource) -> int:
     """Trials that run or wait for resources. On a joined cluster more than fit may wait: that is what makes it grow.
 
@@ -155,7 +160,7 @@ def trials_at_once(runner: RunnerSpec, source: JobSource) -> int:
     """
     if runner.max_concurrent is not None:
         return runner.max_concurrent
-    fit = max(1, cluster_slots(runner) // runner.workers_per_trial)
+    fit = trials_that_fit(runner)
     if not is_joined():
         return fit
     if not isinstance(source, FixedJobs):

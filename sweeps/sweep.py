@@ -26,10 +26,10 @@ from sweeps.errors import StoppedSweep
 from sweeps.ledger import ledger_rows, ledger_totals
 from sweeps.monitor import ProgressView, counted, duration, show_curves, show_decomposition, show_front, show_ledger
 from sweeps.pareto import Point, Results, by_protocol, points_from, report_rows
-from sweeps.planning import Plan, find_jobs
-from sweeps.running import FixedJobs, JobSource, RunnerSpec, cluster_slots, run_stage
+from sweeps.planning import Plan, found_beside
+from sweeps.running import FixedJobs, JobSource, RunnerSpec, run_stage, trials_that_fit
 from trainables.files import SAMPLES_FILE
-from trainables.model_spec import FineSpec, TrialSpec
+from trainables.model_spec import FineSpec, PointSpec
 from trainables.spec import JobSpec
 from trainables.store import Store
 from trainables.transfer_spec import TransferSpec
@@ -37,7 +37,6 @@ from trainables.transfer_spec import TransferSpec
 MLFLOW_PORT = 5000
 MAX_NAMED = 5  # unreadable images
 PLAIN = str.maketrans({" ": "-", ":": None, ",": None})  # of a label in a file's name
-SCORED = TrialSpec | TransferSpec  # the jobs that are points, each with a run of its own
 
 
 class Sweep:
@@ -117,8 +116,8 @@ class Sweep:
         return any(missing.values())
 
     def _compute(self, missing: dict[str, tuple[JobSpec, ...]]) -> None:
-        missing_ids = {job.id for jobs in missing.values() for job in jobs}
-        total, num_missing = len(self.plan.jobs), len(missing_ids)
+        found = found_beside([job for jobs in missing.values() for job in jobs], self.plan, self.store)
+        total, num_missing = len(self.plan.jobs), len(self.plan.jobs) - len(found.finished)
         self.console.print(
             f"{total - num_missing} of {total} jobs are in the store already; starting Ray{self._what_for(num_missing)}"
         )
@@ -129,7 +128,7 @@ class Sweep:
         self.timings["ray_start"] = time.monotonic() - started
         try:
             self._wait_for_capacity(missing)
-            with ProgressView(self.console, self.plan, find_jobs(self.plan, self.store), self._label) as self.view:
+            with ProgressView(self.console, self.plan, found, self._label) as self.view:
                 self._run_stages(missing)
         finally:
             ray.shutdown()
@@ -169,7 +168,7 @@ class Sweep:
             return
         line = f"stage {stage}: {duration(self.timings[stage])}"
         if stage in ("base", "transfer") and not is_joined():  # a cluster that grows is not full all the time
-            slots = min(max(1, cluster_slots(self.runner) // self.runner.workers_per_trial), len(jobs))
+            slots = min(trials_that_fit(self.runner), len(jobs))
             slots = min(slots, self.runner.max_concurrent or slots)
             work_s = sum(r["metrics"]["eval_s"] + (0.0 if r["made_by"] else r["metrics"]["train_s"]) for r in records)
             work_s += sum(r["metrics"].get("forgetting/eval_s", 0.0) for r in records)
@@ -185,10 +184,10 @@ class Sweep:
 
     def started(self, job: JobSpec) -> None:
         self.view.started(job)
-        if isinstance(job, SCORED):
+        if isinstance(job, PointSpec):
             self._start_child(job)
 
-    def _start_child(self, job: SCORED) -> None:
+    def _start_child(self, job: PointSpec) -> None:
         size, transfer = job.size, job.method if isinstance(job, TransferSpec) else "none"
         method = self.names.of(job)
         tags = {"method": method, "initialization": job.initialization.name, "transfer": transfer, "dataset": job.dataset}
@@ -204,14 +203,14 @@ class Sweep:
 
     def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None:
         self.view.reported(job, metrics)
-        if isinstance(job, SCORED):
+        if isinstance(job, PointSpec):
             self.runs.log_history(job.id, metrics["history"])
 
     def finished(self, job: JobSpec) -> None:
         record = self.store.read_record(job)
         self.view.finished(job, record)
         self._say_unreadable(job, record)
-        if isinstance(job, SCORED):
+        if isinstance(job, PointSpec):
             self._finish_child(job, record)
 
     def _say_unreadable(self, job: JobSpec, record: dict[str, Any]) -> None:
@@ -223,7 +222,7 @@ class Sweep:
             listed = ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
             self.console.print(f"  {what}; the next of the class takes its place: {listed}", style="yellow", highlight=False)
 
-    def _finish_child(self, job: SCORED, record: dict[str, Any]) -> None:
+    def _finish_child(self, job: PointSpec, record: dict[str, Any]) -> None:
         self.runs.tag_child(job.id, "protocol", record["protocol"])
         samples = [self.store.fetch(job, SAMPLES_FILE)]
         self.runs.finish_child(job.id, record["metrics"], record["history"], samples)
@@ -231,7 +230,7 @@ class Sweep:
     def failed(self, job: JobSpec, reason: str) -> None:
         self.reasons[job.id] = reason
         self.view.failed(job, reason)
-        if isinstance(job, SCORED):
+        if isinstance(job, PointSpec):
             self.runs.fail_child(job.id, reason)
 
     def _results(self) -> Results:

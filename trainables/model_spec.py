@@ -83,17 +83,23 @@ class FineSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialSpec(TrainingJobSpec):
-    """One point: an initialization and a size, trained for `training.steps` in all (sigma steps included) and scored."""
+class PointSpec(TrainingJobSpec):
+    """Base of the points of a sweep: models that are trained on a dataset and scored there."""
 
-    kind: ClassVar[str] = "trial"
-    initialization: ScratchSpec | FineSpec | GivenSpec
-    model: DiTConfig
     dataset: str
     training: TrainingSpec
     evaluation: EvaluationSpec
     extractor: ExtractorSpec
     seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec(PointSpec):
+    """One point: an initialization and a size, trained for `training.steps` in all (sigma steps included) and scored."""
+
+    kind: ClassVar[str] = "trial"
+    initialization: ScratchSpec | FineSpec | GivenSpec
+    model: DiTConfig
 
     def __post_init__(self) -> None:
         if isinstance(self.initialization, FineSpec):

@@ -112,8 +112,10 @@ class Store:
         record = None if found is None else self.read_record(found)
         if record is None:
             return None
+        if intact:
+            return found if self.is_intact(found) else None
         sizes = [self.size_of(f"{found.folder}/{name}") for name in record["files"]]
-        return found if None not in sizes and (not intact or self.is_intact(found)) else None
+        return found if None not in sizes else None
 
     def publish(self, job: JobSpec, folder: Path, record: dict[str, Any]) -> None:
         """Store the files of `folder`, then the record with their sizes and hashes: finished from then on."""

@@ -10,8 +10,7 @@ from fine_core.dit import DiTConfig, ModelSize
 from fine_core.evaluation import EvaluationSpec
 from fine_core.retention import RetentionSchedule
 from fine_core.sampling import SamplerSpec
-from trainables.model_spec import FineSpec, GivenSpec, ScratchSpec, TrialSpec
-from trainables.scorer_spec import ExtractorSpec
+from trainables.model_spec import FineSpec, GivenSpec, PointSpec, ScratchSpec, TrialSpec
 from trainables.spec import JobSpec, TrainingJobSpec, TrainingSpec, check
 
 WEIGHTINGS = ("sampling", "loss")
@@ -84,7 +83,7 @@ class RehearsalSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferSpec(TrainingJobSpec):
+class TransferSpec(PointSpec):
     """A base model taken to a target domain by one method, scored there and, for forgetting, on its source domain.
 
     What a method does not use is None, so that options of others do not change its id.
@@ -96,11 +95,6 @@ class TransferSpec(TrainingJobSpec):
     rehearsal: RehearsalSpec | None
     bank: BankSpec | None
     gamma_span: float | None
-    dataset: str
-    training: TrainingSpec
-    evaluation: EvaluationSpec
-    extractor: ExtractorSpec
-    seed: int
 
     def __post_init__(self) -> None:
         check(

@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
@@ -14,14 +13,7 @@ from tests.injection import check_whole, run_with_faults
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    store = tmp_path_factory.mktemp("undisturbed") / "store"
-    compute_without_ray(store)
-    return store
-
-
-def test_workers_die_one_after_the_other_and_the_sweep_goes_on(undisturbed, tmp_path):
+def test_workers_die_one_after_the_other_and_the_sweep_goes_on(alone, tmp_path):
     store = tmp_path / "store"
     faults = [
         "trainables.loop:PhaseTrainer.step:8:self",
@@ -30,10 +22,10 @@ def test_workers_die_one_after_the_other_and_the_sweep_goes_on(undisturbed, tmp_
     ]
     code, output = run_with_faults(store, faults, "--runner", "tune")
     assert code == 0, output
-    check_whole(store, undisturbed)
+    check_whole(store, alone)
 
 
-def test_the_sweep_itself_dies_again_and_again(undisturbed, tmp_path):
+def test_the_sweep_itself_dies_again_and_again(alone, tmp_path):
     store = tmp_path / "store"
     faults = [
         "sweeps.sweep:Sweep.__init__:1:self",  # planned, nothing begun
@@ -48,7 +40,7 @@ def test_the_sweep_itself_dies_again_and_again(undisturbed, tmp_path):
         code, output = run_with_faults(store, [fault], "--runner", "tune")
         assert code == -9, output
     sweep(store, "--runner", "tune")
-    check_whole(store, undisturbed)
+    check_whole(store, alone)
 
 
 def test_a_point_that_diverges_fails_with_its_reason_and_at_once(tmp_path):
@@ -64,16 +56,16 @@ def test_a_point_that_diverges_fails_with_its_reason_and_at_once(tmp_path):
     assert "try a lower learning rate" in failed.data.tags["failure_reason"]
 
 
-def test_a_damaged_artifact_is_noticed_and_made_again(undisturbed, tmp_path):
+def test_a_damaged_artifact_is_noticed_and_made_again(alone, tmp_path):
     store = tmp_path / "store"
-    shutil.copytree(undisturbed, store)
+    shutil.copytree(alone, store)
     (learngene,) = store.glob("learngene/*/learngene.safetensors")
     content = bytearray(learngene.read_bytes())
     content[-10] ^= 1
     learngene.write_bytes(content)
     output = sweep(store, "--runner", "tune", "--seeds", "0,1", "--methods", "fine")
     assert "learngene is damaged in the store; it is made again" in output
-    before, after = weights(undisturbed), weights(store)
+    before, after = weights(alone), weights(store)
     assert all(after[name] == content for name, content in before.items()) and len(after) == len(before) + 1
 
 

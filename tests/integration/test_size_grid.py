@@ -6,21 +6,12 @@ import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT, TRANSFER, compute_without_ray, environment, matches, runs, start, sweep, wait_for, weights
+from tests.commands import ROOT, TRANSFER, environment, matches, runs, start, sweep, wait_for, weights
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def inline(tmp_path_factory) -> Path:
-    """A grid of one size and both methods; what other runs are compared with."""
-    store = tmp_path_factory.mktemp("inline") / "store"
-    compute_without_ray(store)
-    return store
 
 
 def test_a_grid_reports_everything_and_another_computes_only_what_is_missing(tmp_path):
@@ -81,7 +72,7 @@ def test_a_grid_reports_everything_and_another_computes_only_what_is_missing(tmp
     assert len(parents) == 2 and len(children) == 2 + 4, "each sweep lists all of its points"
 
 
-def test_interrupted_and_run_again_equals_uninterrupted(inline, tmp_path):
+def test_interrupted_and_run_again_equals_uninterrupted(alone, tmp_path):
     store = tmp_path / "store"
     # A cadence of its own: a checkpoint after every step, so that the signal finds a trial between two of them.
     options = ["--runner", "tune", "--max-concurrent", "1", "--checkpoint-every-steps", "1"]
@@ -95,7 +86,7 @@ def test_interrupted_and_run_again_equals_uninterrupted(inline, tmp_path):
     assert parent.info.status == "KILLED" and children and all(c.info.status in ("KILLED", "FINISHED") for c in children)
 
     sweep(store, *options)
-    assert weights(store) == weights(inline)
+    assert weights(store) == weights(alone)
     client, (parent,), children = runs(store)
     assert parent.info.status == "FINISHED" and {c.info.status for c in children} == {"FINISHED"} and len(children) == 2
     for child in children:

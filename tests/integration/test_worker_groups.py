@@ -14,14 +14,6 @@ pytestmark = pytest.mark.slow
 TWO_WORKERS = ["--runner", "train", "--workers-per-trial", "2", "--methods", "fine"]
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory) -> Path:
-    """A grid of one size and both methods, by one worker."""
-    store = tmp_path_factory.mktemp("alone") / "store"
-    compute_without_ray(store)
-    return store
-
-
 def with_learngene(alone: Path, store: Path) -> Path:
     """A store in which the learngene is made, so that a sweep starts with its base model."""
     for kind in ("extractor", "learngene"):
