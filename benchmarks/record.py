@@ -26,15 +26,15 @@ import psutil
 import torch
 from ray import tune
 
-import sweeps.running
-from sweeps.options import grid_from
-from sweeps.planning import plan_grid
+import sweeps.execution.tune_stage
+from sweeps.command_line.options import grid_from
+from sweeps.planning.plan import plan_grid
 from sweeps.size_grid import main as size_grid
-from trainables.context import LocalContext
-from trainables.jobs import run_job
-from trainables.model_spec import TrialSpec
-from trainables.provenance import common_record
-from trainables.store import Store
+from trainables.jobs.run import run_job
+from trainables.specs.models import TrialSpec
+from trainables.storage.provenance import common_record
+from trainables.storage.store import Store
+from trainables.training.context import LocalContext
 
 OPTIONS = ["--depths", "1", "--widths", "16", "--head-dim", "8", "--methods", "scratch", "--transfer", "none"]
 OPTIONS += ["--steps", "300", "--num-samples", "24", "--sampling-steps", "2"]
@@ -100,7 +100,7 @@ def _mib_at(moment_s: float, samples: list[tuple[float, int]]) -> int:
 @click.option("--trials", type=click.IntRange(min=2), default=1000, show_default=True, help="Points of the sweep.")
 def main(trials: int) -> None:
     with tempfile.TemporaryDirectory() as template, tempfile.TemporaryDirectory() as folder:
-        sweeps.running._trial = _simulated(template, sweeps.running._trial)
+        sweeps.execution.tune_stage._trial = _simulated(template, sweeps.execution.tune_stage._trial)
         seeds = ["--seeds", ",".join(map(str, range(trials)))]
         samples: list[tuple[float, int]] = []
         started_s, started = time.time(), time.monotonic()

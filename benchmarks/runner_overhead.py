@@ -15,12 +15,13 @@ from typing import Any
 
 import click
 
-from sweeps.cluster import connect_cluster
-from sweeps.options import preset_grid
-from sweeps.planning import plan_grid
-from sweeps.running import FixedJobs, RunnerSpec, cluster_slots, run_stage
-from trainables.spec import JobSpec
-from trainables.store import Store
+from sweeps.command_line.options import preset_grid
+from sweeps.execution.cluster import connect_cluster
+from sweeps.execution.runner import RunnerSpec, cluster_slots
+from sweeps.execution.tune_stage import FixedJobs, run_stage
+from sweeps.planning.plan import plan_grid
+from trainables.specs.base import JobSpec
+from trainables.storage.store import Store
 
 
 class Failures:

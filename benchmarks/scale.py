@@ -11,10 +11,10 @@ from dataclasses import replace
 import click
 from rich.console import Console
 
-from sweeps.monitor import show_plan
-from sweeps.options import preset_grid
-from sweeps.planning import find_jobs, plan_grid
-from trainables.store import Store
+from sweeps.command_line.options import preset_grid
+from sweeps.display.plan import show_plan
+from sweeps.planning.plan import find_jobs, plan_grid
+from trainables.storage.store import Store
 
 
 @click.command()

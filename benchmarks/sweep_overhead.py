@@ -20,13 +20,13 @@ from pathlib import Path
 import click
 import torch
 
-from sweeps.cluster import num_cpus
-from sweeps.options import preset_grid
-from sweeps.planning import Plan, plan_grid
-from trainables.context import LocalContext
-from trainables.jobs import run_job
-from trainables.spec import JobSpec
-from trainables.store import Store
+from sweeps.command_line.options import preset_grid
+from sweeps.execution.cluster import num_cpus
+from sweeps.planning.plan import Plan, plan_grid
+from trainables.jobs.run import run_job
+from trainables.specs.base import JobSpec
+from trainables.storage.store import Store
+from trainables.training.context import LocalContext
 
 SIZE_GRID = Path(__file__).parents[1] / "sweeps" / "size_grid.py"
 

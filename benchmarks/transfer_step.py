@@ -19,17 +19,17 @@ from types import SimpleNamespace
 import click
 import torch
 
-from fine_core.diffusion import Diffusion
+from fine_core.data.source import ImageSet
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize
-from fine_core.image_set import ImageSet
+from fine_core.parameterizations.ddpm import Diffusion
 from fine_core.retention import RetentionSchedule
-from trainables.batches import BatchSource
-from trainables.context import LocalContext
-from trainables.loop import Phase, PhaseTrainer
 from trainables.methods import TRANSFER_METHODS, MethodOptions, TransferData
-from trainables.provenance import PeakMemory
-from trainables.spec import TrainingSpec
-from trainables.transfer_spec import RehearsalSpec
+from trainables.specs.base import TrainingSpec
+from trainables.specs.transfers import RehearsalSpec
+from trainables.storage.provenance import PeakMemory
+from trainables.training.batches import BatchSource
+from trainables.training.context import LocalContext
+from trainables.training.loop import Phase, PhaseTrainer
 
 DEMO = DiTConfig(size=ModelSize(depth=6, width=64, num_heads=4), input_size=8, in_channels=1, num_classes=10, learn_sigma=False)
 MODELS = {"demo": DEMO, **DIT_SIZES}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fine_core.diffusion import NUM_TIMESTEPS
+from fine_core.parameterizations.ddpm import NUM_TIMESTEPS
 
 # family -> what its parameter is, or None without one
 FAMILIES = {
@@ -100,10 +100,3 @@ class RetentionSchedule:
         """Probabilities (T,) of the timesteps at which images of the knowledge bank are rehearsed."""
         xi = self.xi(num_timesteps)
         return xi / xi.sum()
-
-
-def draw_timesteps(probabilities: Tensor, uniform: Tensor) -> Tensor:
-    """Timesteps (N,) from probabilities (T,) by inverting their sum at `uniform` (N,) in [0, 1)."""
-    cumulative = probabilities.cumsum(0)
-    drawn = torch.searchsorted(cumulative, uniform.double() * cumulative[-1], right=True)
-    return drawn.clamp(max=len(probabilities) - 1)

@@ -12,14 +12,15 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fine_core.data import load_dataset, rows_in_mixed_order
-from fine_core.data_by_path import resolve
-from fine_core.image_set import DataError, LatentInfo
-from fine_core.latents import VAE_CONFIG, VAE_WEIGHTS, load_vae, vae_sha256
-from sweeps.encoding import encode_shards, finished_shards, plan_shards
-from sweeps.monitor import counted
-from sweeps.options import OneLineErrors, command_line
-from trainables.store import Store
+from fine_core.data.by_path import resolve
+from fine_core.data.latents import VAE_CONFIG, VAE_WEIGHTS, load_vae, vae_sha256
+from fine_core.data.registry import load_dataset, rows_in_mixed_order
+from fine_core.data.source import DataError, LatentInfo
+from sweeps.command_line.parsing import OneLineErrors
+from sweeps.command_line.session import command_line
+from sweeps.display.numbers import counted
+from sweeps.execution.encoding import encode_shards, finished_shards, plan_shards
+from trainables.storage.store import Store
 
 
 @click.command(

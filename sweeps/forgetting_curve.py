@@ -6,9 +6,12 @@ from typing import Any
 
 import click
 
-from sweeps.options import OneLineErrors, Request, grid_from, grid_options, run_sweep, runner_from
-from sweeps.planning import GridSpec, plan_jobs, tuned_transfers
-from trainables.transfer_spec import CurveSpec
+from sweeps.command_line.options import grid_from, grid_options, runner_from
+from sweeps.command_line.parsing import OneLineErrors
+from sweeps.command_line.session import Request, run_sweep
+from sweeps.planning.grid import GridSpec
+from sweeps.planning.plan import plan_jobs, tuned_transfers
+from trainables.specs.transfers import CurveSpec
 
 DEFAULT_SHARES = "0,0.07,0.15,0.2,0.3,0.4,0.5,0.6,0.8,1"
 

@@ -10,17 +10,18 @@ from typing import Any
 import click
 from rich.console import Console
 
-from fine_core.checkpoints import save_model
-from fine_core.convert import describe
-from fine_core.data import short_name
-from fine_core.diffusers_format import export_diffusers
-from fine_core.ledger import file_bytes
+from fine_core.checkpoints.diffusers_folder import export_diffusers
+from fine_core.checkpoints.formats import describe
+from fine_core.checkpoints.native import save_model
+from fine_core.data.registry import short_name
+from fine_core.files import file_bytes
 from mlflow_setup.registry import register_model
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
-from sweeps.options import DEFAULT_DATA_FOLDER, OneLineErrors, byte_count, data_folder_of
-from sweeps.picking import candidates, card, on_dataset, pick, save_samples, served_model, vae_of
-from trainables.files import MODEL_FILE
-from trainables.store import Store
+from sweeps.command_line.parsing import OneLineErrors, byte_count
+from sweeps.command_line.session import DEFAULT_DATA_FOLDER, data_folder_of
+from sweeps.results.picking import candidates, card, on_dataset, pick, save_samples, served_model, vae_of
+from trainables.storage.files import MODEL_FILE
+from trainables.storage.store import Store
 
 CARD_FILE = "card.json"
 DIFFUSERS_FOLDER = "diffusers"

@@ -10,18 +10,20 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from fine_core.retention import RetentionSchedule
-from fine_core.sampling import SAMPLERS as IMAGE_SAMPLERS
-from sweeps.options import OneLineErrors, Request, byte_count, grid_from, grid_options, names, run_sweep, runner_from
-from sweeps.planning import Found
-from sweeps.search_planning import SearchPlan, SearchSpec, plan_search
-from sweeps.search_space import PARAMETERS
-from sweeps.search_view import show_search
+from fine_core.sampling.sampler import SAMPLERS as IMAGE_SAMPLERS
+from sweeps.command_line.options import grid_from, grid_options, runner_from
+from sweeps.command_line.parsing import OneLineErrors, byte_count, names
+from sweeps.command_line.session import Request, run_sweep
+from sweeps.planning.plan import Found
+from sweeps.search.planning import SearchPlan, SearchSpec, plan_search
+from sweeps.search.space import PARAMETERS
+from sweeps.search.study import OBJECTIVES, SAMPLERS
+from sweeps.search.view import show_search
 from sweeps.size_grid import main as size_grid
-from sweeps.study import OBJECTIVES, SAMPLERS
 from trainables.methods import TRANSFER_METHODS, transfer_method
 
 if TYPE_CHECKING:
-    from sweeps.search import ScheduleSearch
+    from sweeps.search.search import ScheduleSearch
 
 ONE_EACH = ("transfer", "schedules", "seeds")  # options of a grid that name several; a search has one of each
 
@@ -38,7 +40,7 @@ class SearchRequest(Request):
         show_search(console, self.plan, found, slots=slots)
 
     def sweep(self, name: str, **surroundings: Any) -> ScheduleSearch:
-        from sweeps.search import ScheduleSearch
+        from sweeps.search.search import ScheduleSearch
 
         if self.study_storage is None and not surroundings["store"].is_local:
             raise ValueError(

@@ -6,8 +6,10 @@ from typing import Any
 
 import click
 
-from sweeps.options import OneLineErrors, Request, grid_from, grid_options, run_sweep, runner_from
-from sweeps.planning import plan_grid
+from sweeps.command_line.options import grid_from, grid_options, runner_from
+from sweeps.command_line.parsing import OneLineErrors
+from sweeps.command_line.session import Request, run_sweep
+from sweeps.planning.plan import plan_grid
 
 
 @click.command(

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import mlflow
 
-from sweeps.options import grid_from
-from sweeps.planning import plan_grid
+from sweeps.command_line.options import grid_from
+from sweeps.planning.plan import plan_grid
 from sweeps.size_grid import main as size_grid
-from trainables.context import LocalContext
-from trainables.jobs import run_job
+from trainables.jobs.run import run_job
+from trainables.training.context import LocalContext
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--depths", "2", "--widths", "16", "--head-dim", "8", "--batch-size", "16", "--num-samples", "24"]

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from sweeps.options import preset_grid
-from sweeps.search_planning import SearchSpec, plan_search
-from sweeps.study import ScheduleStudy, Studies, StudySpec
-from trainables.spec import JobSpec
-from trainables.store import Store
-from trainables.transfer_spec import RungSpec, TransferSpec
+from sweeps.command_line.options import preset_grid
+from sweeps.search.planning import SearchSpec, plan_search
+from sweeps.search.study import ScheduleStudy, Studies, StudySpec
+from trainables.specs.base import JobSpec
+from trainables.specs.transfers import RungSpec, TransferSpec
+from trainables.storage.store import Store
 
 GRID = replace(preset_grid("demo"), depths=(2, 4), widths=(32, 64), methods=("fine",))
 

@@ -3,17 +3,17 @@
 import torch
 
 from fine_core.dit import DiT, ModelSize
-from fine_core.evaluation import EvaluationSpec
-from fine_core.learngene import Learngene
+from fine_core.evaluation.protocol import EvaluationSpec
+from fine_core.initializers.fine.learngene import Learngene
 from fine_core.retention import RetentionSchedule
-from fine_core.sampling import SamplerSpec
-from trainables.context import LocalContext
+from fine_core.sampling.sampler import SamplerSpec
 from trainables.initializations.fine import LearngeneRecipe
 from trainables.methods import transfer_method
-from trainables.model_spec import FineSpec, LearngeneSpec, ScratchSpec, TrialSpec, model_config
-from trainables.scorer_spec import ExtractorSpec
-from trainables.spec import TrainingSpec
-from trainables.transfer_spec import BankSpec, RehearsalSpec, TransferSpec
+from trainables.specs.base import TrainingSpec
+from trainables.specs.models import FineSpec, LearngeneSpec, ScratchSpec, TrialSpec, model_config
+from trainables.specs.scorers import ExtractorSpec
+from trainables.specs.transfers import BankSpec, RehearsalSpec, TransferSpec
+from trainables.training.context import LocalContext
 
 
 def tiny_config(depth: int = 2, width: int = 16):

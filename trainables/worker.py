@@ -17,11 +17,11 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from trainables.context import RunContext
-from trainables.jobs import run_job
-from trainables.loop import TrainingDiverged
-from trainables.spec import JobSpec
-from trainables.store import WORKER_GROUP_FOLDER, Store
+from trainables.jobs.run import run_job
+from trainables.specs.base import JobSpec
+from trainables.storage.store import WORKER_GROUP_FOLDER, Store
+from trainables.training.context import RunContext
+from trainables.training.loop import TrainingDiverged
 
 
 @dataclass(frozen=True, kw_only=True)

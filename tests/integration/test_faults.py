@@ -16,9 +16,9 @@ pytestmark = pytest.mark.slow
 def test_workers_die_one_after_the_other_and_the_sweep_goes_on(alone, tmp_path):
     store = tmp_path / "store"
     faults = [
-        "trainables.loop:PhaseTrainer.step:8:self",
-        "sweeps.running:InlineContext.report:2:self",  # between a checkpoint and its report
-        "trainables.scoring:compute_scores:1:self",
+        "trainables.training.loop:PhaseTrainer.step:8:self",
+        "sweeps.execution.tune_stage:InlineContext.report:2:self",  # between a checkpoint and its report
+        "trainables.jobs.scoring:compute_scores:1:self",
     ]
     code, output = run_with_faults(store, faults, "--runner", "tune")
     assert code == 0, output
@@ -28,13 +28,13 @@ def test_workers_die_one_after_the_other_and_the_sweep_goes_on(alone, tmp_path):
 def test_the_sweep_itself_dies_again_and_again(alone, tmp_path):
     store = tmp_path / "store"
     faults = [
-        "sweeps.sweep:Sweep.__init__:1:self",  # planned, nothing begun
-        "sweeps.sweep:Sweep.reported:2:self",  # the learngene has a checkpoint
-        "trainables.loop:PhaseTrainer.step:7:driver",  # of a base model
-        "sweeps.running:InlineContext.report:2:driver",  # a checkpoint is written, nobody has heard of it
-        "trainables.scoring:compute_scores:1:driver",
-        "sweeps.sweep:Sweep.finished:1:self",  # a result is stored, MLflow has not heard of it
-        "sweeps.sweep:draw_front:1:self",  # while it reports
+        "sweeps.execution.sweep:Sweep.__init__:1:self",  # planned, nothing begun
+        "sweeps.execution.sweep:Sweep.reported:2:self",  # the learngene has a checkpoint
+        "trainables.training.loop:PhaseTrainer.step:7:driver",  # of a base model
+        "sweeps.execution.tune_stage:InlineContext.report:2:driver",  # a checkpoint is written, nobody has heard of it
+        "trainables.jobs.scoring:compute_scores:1:driver",
+        "sweeps.execution.sweep:Sweep.finished:1:self",  # a result is stored, MLflow has not heard of it
+        "sweeps.execution.sweep:draw_front:1:self",  # while it reports
     ]
     for fault in faults:
         code, output = run_with_faults(store, [fault], "--runner", "tune")

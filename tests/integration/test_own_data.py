@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 
-from fine_core.diffusers_format import load_pipeline
+from fine_core.checkpoints.diffusers_folder import load_pipeline
 from tests.commands import ROOT, environment, matches, sweep, wait_for
 from tests.pictures import extractor_file, image_folder, vae_folder
 

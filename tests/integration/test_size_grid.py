@@ -96,7 +96,7 @@ def test_interrupted_and_run_again_equals_uninterrupted(alone, tmp_path):
 
 def test_a_sweep_without_a_cluster_listens_on_loopback_only(tmp_path):
     code = """
-from sweeps.cluster import connect_cluster
+from sweeps.execution.cluster import connect_cluster
 import ray, psutil
 connect_cluster()
 mine = [psutil.Process(), *psutil.Process().children(recursive=True)]

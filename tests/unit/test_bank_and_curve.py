@@ -3,18 +3,19 @@
 import pytest
 import torch
 
-from fine_core.checkpoints import CheckpointError
-from fine_core.knowledge_bank import bank_labels, load_bank, save_bank
-from fine_core.sampling import SamplerSpec, Tail, sample_images
-from sweeps.curves import curve_rows
-from sweeps.pareto import MethodNames
+from fine_core.checkpoints.native import CheckpointError
+from fine_core.sampling.draw import Tail, sample_images
+from fine_core.sampling.sampler import SamplerSpec
+from fine_core.transfer.bank import bank_labels, load_bank, save_bank
+from sweeps.planning.names import MethodNames
+from sweeps.results.curves import curve_rows
 from tests.tiny import DyingContext, Killed, random_dit, tiny_bank, tiny_config, tiny_learngene, tiny_transfer, tiny_trial
-from trainables.context import LocalContext
-from trainables.files import BANK_FILE
-from trainables.jobs import run_job
-from trainables.scorer_spec import ExtractorSpec
-from trainables.store import Store
-from trainables.transfer_spec import CurveSpec
+from trainables.jobs.run import run_job
+from trainables.specs.scorers import ExtractorSpec
+from trainables.specs.transfers import CurveSpec
+from trainables.storage.files import BANK_FILE
+from trainables.storage.store import Store
+from trainables.training.context import LocalContext
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16])

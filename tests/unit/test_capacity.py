@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-import sweeps.cluster
+import sweeps.execution.cluster
 
 
 @pytest.mark.parametrize(
@@ -18,12 +18,12 @@ import sweeps.cluster
 )
 def test_the_first_autoscaler_tells_by_its_report(monkeypatch, report, starting):
     status = None if report is None else json.dumps({"autoscaler_report": report}).encode()
-    monkeypatch.setattr(sweeps.cluster, "_internal_kv_get", lambda key: status)
-    monkeypatch.setattr(sweeps.cluster, "_instances_starting", lambda: False)
-    assert sweeps.cluster._nodes_starting() is starting
+    monkeypatch.setattr(sweeps.execution.cluster, "_internal_kv_get", lambda key: status)
+    monkeypatch.setattr(sweeps.execution.cluster, "_instances_starting", lambda: False)
+    assert sweeps.execution.cluster._nodes_starting() is starting
 
 
 def test_the_second_autoscaler_is_asked_too(monkeypatch):
-    monkeypatch.setattr(sweeps.cluster, "_internal_kv_get", lambda key: None)
-    monkeypatch.setattr(sweeps.cluster, "_instances_starting", lambda: True)
-    assert sweeps.cluster._nodes_starting() is True
+    monkeypatch.setattr(sweeps.execution.cluster, "_internal_kv_get", lambda key: None)
+    monkeypatch.setattr(sweeps.execution.cluster, "_instances_starting", lambda: True)
+    assert sweeps.execution.cluster._nodes_starting() is True

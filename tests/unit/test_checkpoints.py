@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fine_core import checkpoints
-from fine_core.checkpoints import CheckpointError, load_model, save_model, save_tensors
+from fine_core.checkpoints import native as checkpoints
+from fine_core.checkpoints.native import CheckpointError, load_model, save_model, save_tensors
 from fine_core.dit import DiT, DiTConfig, ModelSize
 
 CONFIG = DiTConfig(size=ModelSize(depth=2, width=16, num_heads=2), input_size=8, in_channels=1, num_classes=3)

@@ -8,15 +8,15 @@ import pytest
 from click.testing import CliRunner
 
 from fine_core.dit import DIT_SIZES
-from sweeps.costs import estimated_core_s
+from sweeps.command_line.options import grid_from, preset_grid
 from sweeps.forgetting_curve import main as forgetting_curve
-from sweeps.options import grid_from, preset_grid
-from sweeps.planning import plan_grid
+from sweeps.planning.costs import estimated_core_s
+from sweeps.planning.plan import plan_grid
 from sweeps.schedule_search import _request as request
 from sweeps.schedule_search import main as schedule_search
+from sweeps.search.study import ScheduleStudy
 from sweeps.size_grid import main
-from sweeps.study import ScheduleStudy
-from trainables.store import Store
+from trainables.storage.store import Store
 
 
 def invoke(*arguments: str):

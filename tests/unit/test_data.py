@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fine_core.data import DATASETS, SPLITS, load_dataset
-from fine_core.shapes import BACKGROUND, FLOOR, SOLID, SOLIDS, render_scenes
+from fine_core.data.registry import DATASETS, SPLITS, load_dataset
+from fine_core.data.shapes import BACKGROUND, FLOOR, SOLID, SOLIDS, render_scenes
 
 SMALL = [name for name in DATASETS if "shapes-all" not in name and not name.endswith("-32")]  # the others render for long
 
@@ -59,7 +59,7 @@ def test_maps_agree_with_each_other():
 
 
 def test_what_is_drawn_at_random_is_independent():
-    from fine_core.shapes import _draw_layout
+    from fine_core.data.shapes import _draw_layout
 
     layout = _draw_layout(4000, torch.Generator().manual_seed(0))
     drawn = torch.stack([

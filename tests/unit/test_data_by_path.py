@@ -10,16 +10,17 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from fine_core import data_by_path
-from fine_core.data import dataset_info, image_size_of, load_dataset, short_name
-from fine_core.data_by_path import DatasetPath, resolve
-from fine_core.image_files import centre_crop
-from fine_core.image_set import LANES, DataError
-from fine_core.sampling import to_uint8
+from fine_core.data import by_path as data_by_path
+from fine_core.data import file_set
+from fine_core.data.by_path import DatasetPath, resolve
+from fine_core.data.pixels import to_uint8
+from fine_core.data.readers.folder import centre_crop
+from fine_core.data.registry import dataset_info, image_size_of, load_dataset, short_name
+from fine_core.data.source import LANES, DataError
 from tests.pictures import encoded, image_folder, image_shards, latent_shard, picture
-from trainables.batches import DenoisingBatches, RehearsingBatches, uniform_probabilities
-from trainables.feed import feed
-from trainables.spec import TrainingSpec
+from trainables.specs.base import TrainingSpec
+from trainables.training.batches import DenoisingBatches, RehearsingBatches, uniform_probabilities
+from trainables.training.prefetch import feed
 
 
 def load(text: str, *, image_size: int = 8, flips: bool = False):
@@ -106,7 +107,7 @@ def test_parquet_holds_the_same_images_whatever_its_layout(tmp_path):
 
 
 def streamed(monkeypatch, text: str):
-    monkeypatch.setattr(data_by_path, "CACHE_LIMIT_BYTES", 0)
+    monkeypatch.setattr(file_set, "CACHE_LIMIT_BYTES", 0)
     data_by_path._open.cache_clear()
     name = resolve(text, image_size=8, flips=False)
     return data_by_path.info_by_path.__wrapped__(name).load()

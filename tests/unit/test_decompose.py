@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fine_core.decompose import alternate_least_squares, decompose, joint_svd
 from fine_core.dit import DiT
-from fine_core.factorized import BLOCK_MATRICES, merge
-from fine_core.learngene import Learngene
+from fine_core.initializers.fine.decompose import alternate_least_squares, decompose, joint_svd
+from fine_core.initializers.fine.factorized import BLOCK_MATRICES, merge
+from fine_core.initializers.fine.learngene import Learngene
 from tests.tiny import random_dit, random_learngene, tiny_config
 
 

@@ -56,12 +56,12 @@ for name in ("ray", "optuna", "mlflow", "click", "diffusers", "peft"):
 import pathlib, importlib, tempfile
 for path in pathlib.Path("fine_core").glob("*.py"):
     importlib.import_module(f"fine_core.{path.stem}")
-from fine_core.data import load_dataset
+from fine_core.data.registry import load_dataset
 from tests.tiny import tiny_trial
-from trainables.context import LocalContext
+from trainables.training.context import LocalContext
 from trainables.initializations import recipe_for
-from trainables.batches import DenoisingBatches
-from trainables.loop import train
+from trainables.training.batches import DenoisingBatches
+from trainables.training.loop import train
 trial = tiny_trial("scratch")
 with tempfile.TemporaryDirectory() as folder:
     batches = DenoisingBatches(load_dataset("digits", "train"), trial.training, null_label=10, seed=0, device="cpu")

@@ -23,8 +23,8 @@ from ray.autoscaler._private.resource_demand_scheduler import _default_utilizati
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 
-from sweeps.ray_environment import RAY_ENVIRONMENT
-from sweeps.running import _TrialSetup
+from sweeps.execution.ray_environment import RAY_ENVIRONMENT
+from sweeps.execution.tune_stage import _TrialSetup
 from sweeps.size_grid import main as size_grid
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,7 @@ def test_nodes_get_what_the_installation_needs_and_nothing_else():
     mounts = cluster_config()["file_mounts"]
     token = mounts.pop("/home/ubuntu/.ray/auth_token")
     assert token == "~/.ray/auth_token"
-    packages = {name.split(".")[0] for name in PROJECT["tool"]["setuptools"]["packages"]}
+    packages = {name.rstrip("*") for name in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]}
     files = {"pyproject.toml", "constraints.txt", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]}
     assert set(mounts.values()) == packages | files
     for remote, local in mounts.items():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from fine_core.diffusion import NUM_TIMESTEPS, Diffusion
+from fine_core.parameterizations.ddpm import NUM_TIMESTEPS, Diffusion
 
 
 def test_noising_equals_diffusers():
@@ -38,7 +38,7 @@ def test_variational_term_is_the_gaussian_kl_in_bits():
 
 def test_first_step_scores_every_byte_of_the_image():
     """At t = 0 the term is a discrete likelihood: over all 256 values its probabilities sum to 1."""
-    from fine_core.diffusion import _discretized_log_likelihood
+    from fine_core.parameterizations.ddpm import _discretized_log_likelihood
 
     values = torch.arange(256) / 127.5 - 1
     mean, log_scale = torch.tensor(0.2), torch.tensor(math.log(0.3))

@@ -8,17 +8,17 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from sweeps.cleaning import clean, deletable
-from sweeps.costs import predicted_serve_bytes
-from sweeps.disk import DiskFull, check_disk, disk_need
-from sweeps.options import preset_grid
-from sweeps.planning import Plan, plan_grid
+from sweeps.command_line.options import preset_grid
+from sweeps.planning.costs import predicted_serve_bytes
+from sweeps.planning.disk import DiskFull, check_disk, disk_need
+from sweeps.planning.plan import Plan, plan_grid
+from sweeps.results.cleaning import clean, deletable
 from sweeps.size_grid import main
-from trainables.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
-from trainables.model_spec import TrialSpec
-from trainables.provenance import common_record
-from trainables.store import Store
-from trainables.transfer_spec import BankSpec, TransferSpec
+from trainables.specs.models import TrialSpec
+from trainables.specs.transfers import BankSpec, TransferSpec
+from trainables.storage.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
+from trainables.storage.provenance import common_record
+from trainables.storage.store import Store
 
 
 def small_plan() -> Plan:

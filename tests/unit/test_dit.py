@@ -7,8 +7,8 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fine_core.diffusion import Diffusion
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize, count_macs, count_parameters
+from fine_core.parameterizations.ddpm import Diffusion
 
 CONFIGS = [
     DiTConfig(size=ModelSize(depth=1, width=24, num_heads=2), input_size=8, patch_size=4, in_channels=3, num_classes=7),

@@ -8,10 +8,14 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 
-from fine_core.checkpoints import CheckpointError
-from fine_core.data import labels_to_sample, load_dataset
-from fine_core.evaluation import (
-    EvaluationSpec,
+from fine_core.checkpoints.native import CheckpointError
+from fine_core.data.pixels import to_uint8
+from fine_core.data.registry import labels_to_sample, load_dataset
+from fine_core.evaluation.extractors.classifier import load_extractor, save_extractor, train_extractor
+from fine_core.evaluation.features import Features, extract_features
+from fine_core.evaluation.protocol import EvaluationSpec
+from fine_core.evaluation.reference import Moments, Reference
+from fine_core.evaluation.scores import (
     compute_scores,
     fid_from_features,
     frechet_distance,
@@ -19,10 +23,7 @@ from fine_core.evaluation import (
     kid_from_features,
     precision_and_recall,
 )
-from fine_core.extractor import load_extractor, save_extractor, train_extractor
-from fine_core.features import Features, extract_features
-from fine_core.reference import Moments, Reference
-from fine_core.sampling import SamplerSpec, to_uint8
+from fine_core.sampling.sampler import SamplerSpec
 
 
 @pytest.fixture(scope="module")

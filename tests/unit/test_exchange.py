@@ -15,11 +15,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiTPipeline, DiTTransformer2
 from safetensors.torch import load_file, save_file
 
 from fine_core.checkpoints import CheckpointError, export_diffusers, load_model, save_model
-from fine_core.convert import main, open_any
-from fine_core.diffusers_format import load_diffusers, load_pipeline
+from fine_core.checkpoints.__main__ import main
+from fine_core.checkpoints.diffusers_folder import load_diffusers, load_pipeline
+from fine_core.checkpoints.formats import open_any
+from fine_core.checkpoints.public_dit import export_state_dict, load_public
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize
-from fine_core.public_checkpoints import export_state_dict, load_public
-from fine_core.sampling import SamplerSpec, sample_images
+from fine_core.sampling.draw import sample_images
+from fine_core.sampling.sampler import SamplerSpec
 from tests.unit.test_dit import CONFIGS, inputs, randomized
 
 THEIRS = [replace(config, timestep_freq_shift=1) for config in CONFIGS]
@@ -266,5 +268,5 @@ def test_a_bad_file_is_one_line_and_exit_code_2(what, message, tmp_path, capsys)
 
 
 def test_the_module_is_a_command():
-    result = subprocess.run([sys.executable, "-m", "fine_core.checkpoints", "--help"], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "fine_core.checkpoints.native", "--help"], capture_output=True, text=True)
     assert result.returncode == 0 and "import" in result.stdout and "RuntimeWarning" not in result.stderr

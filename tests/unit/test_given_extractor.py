@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from fine_core import given_extractor
-from fine_core.checkpoints import CheckpointError
-from fine_core.features import extract_features
-from fine_core.given_extractor import extractor_format, load_given_extractor
-from fine_core.ledger import sha256_of
+from fine_core.checkpoints.native import CheckpointError
+from fine_core.evaluation.extractors import given as given_extractor
+from fine_core.evaluation.extractors.given import extractor_format, load_given_extractor
+from fine_core.evaluation.features import extract_features
+from fine_core.files import sha256_of
 
 PYTHON_EXTRACTOR = """
 from dataclasses import dataclass

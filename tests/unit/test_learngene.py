@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from fine_core.checkpoints import CheckpointError
+from fine_core.checkpoints.native import CheckpointError
 from fine_core.dit import DiT, DiTConfig, ModelSize
-from fine_core.factorized import BLOCK_MATRICES, FactorizedDiT, matrix_shape, merge, sigma_std
-from fine_core.learngene import SIGMA_INITS, Learngene, interpolate_depth
-from fine_core.width import WIDTH_AXES, prefix_rows, ranked_rows, select_rows
+from fine_core.initializers.fine.factorized import BLOCK_MATRICES, FactorizedDiT, matrix_shape, merge, sigma_std
+from fine_core.initializers.fine.learngene import SIGMA_INITS, Learngene, interpolate_depth
+from fine_core.initializers.width import WIDTH_AXES, prefix_rows, ranked_rows, select_rows
 
 
 def config(depth=4, width=32, num_heads=4) -> DiTConfig:

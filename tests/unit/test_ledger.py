@@ -1,7 +1,7 @@
 """The ledger counts each kept file once: what is shared with its method, one seed of each point."""
 
-from sweeps.ledger import ledger_rows, ledger_totals
-from sweeps.pareto import MethodNames
+from sweeps.planning.names import MethodNames
+from sweeps.results.ledger import ledger_rows, ledger_totals
 from tests.tiny import tiny_bank, tiny_learngene, tiny_transfer, tiny_trial
 
 

@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from fine_core.data import load_dataset
+from fine_core.data.registry import load_dataset
 from fine_core.dit import DiT
-from fine_core.factorized import BLOCK_MATRICES, FactorizedDiT
+from fine_core.initializers.fine.factorized import BLOCK_MATRICES, FactorizedDiT
 from tests.tiny import DyingContext, Killed, random_learngene, same, tiny_learngene, tiny_trial
-from trainables.batches import DenoisingBatches
-from trainables.context import LocalContext
 from trainables.initializations import recipe_for
 from trainables.initializations.fine import LearngeneRecipe
-from trainables.loop import TrainingDiverged, train
-from trainables.order import BatchOrder
+from trainables.training.batches import DenoisingBatches
+from trainables.training.context import LocalContext
+from trainables.training.loop import TrainingDiverged, train
+from trainables.training.order import BatchOrder
 
 
 def recipe(kind: str):

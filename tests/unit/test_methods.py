@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fine_core.data import load_dataset
-from fine_core.delta import load_delta, save_delta, trainable_tensors
+from fine_core.data.registry import load_dataset
 from fine_core.dit import DIT_SIZES, DiT, count_macs
-from fine_core.loss_weights import min_snr_weights, p2_weights
+from fine_core.parameterizations.loss_weights import min_snr_weights, p2_weights
+from fine_core.transfer.delta import load_delta, save_delta, trainable_tensors
 from tests.tiny import (
     DyingContext,
     Killed,
@@ -22,10 +22,10 @@ from tests.tiny import (
     tiny_rehearsal,
     tiny_transfer,
 )
-from trainables.context import LocalContext
-from trainables.loop import train
+from trainables.jobs.transfer import TransferRecipe, served_macs
 from trainables.methods import TRANSFER_METHODS, MethodOptions, TransferData, apply_transfer, transfer_method
-from trainables.transfer import TransferRecipe, served_macs
+from trainables.training.context import LocalContext
+from trainables.training.loop import train
 
 CPU = torch.device("cpu")
 
@@ -284,7 +284,7 @@ def test_a_delta_of_another_method_is_refused(base, options, tmp_path):
 
 def test_fine_sigma_moves_along_the_learngenes_factors(options):
     """For a base that is U sigma V^T itself, FINE-sigma is training sigma."""
-    from fine_core.learngene import merge
+    from fine_core.initializers.fine.learngene import merge
 
     factorized = options.learngene.assemble(tiny_config().size)
     model = apply_transfer("fine-sigma", merge(factorized), options)

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from sweeps.pareto import MethodNames, Point, front, front_probability, non_dominated, points_from, report_rows
+from sweeps.planning.names import MethodNames
+from sweeps.results.pareto import Point, front, front_probability, non_dominated, points_from, report_rows
 from tests.tiny import tiny_transfer, tiny_trial
 
 

@@ -8,20 +8,20 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from fine_core.checkpoints import load_model
-from fine_core.diffusers_format import load_diffusers, load_pipeline
+from fine_core.checkpoints.diffusers_folder import load_diffusers, load_pipeline
+from fine_core.checkpoints.native import load_model
 from sweeps.pick import main
-from sweeps.picking import candidates, card, on_dataset, pick
+from sweeps.results.picking import candidates, card, on_dataset, pick
 from tests.tiny import random_dit, tiny_bank, tiny_learngene, tiny_transfer, tiny_trial
-from trainables.brought import source_spec
-from trainables.context import LocalContext
-from trainables.jobs import run_job
-from trainables.model_spec import DecomposedLearngeneSpec
-from trainables.scorer_spec import ExtractorSpec
-from trainables.spec_json import job_from_record
-from trainables.store import Store
-from trainables.transfer import load_transferred
-from trainables.transfer_spec import CurveSpec, RungSpec
+from trainables.jobs.inputs import source_spec
+from trainables.jobs.run import run_job
+from trainables.jobs.transfer import load_transferred
+from trainables.specs.from_record import job_from_record
+from trainables.specs.models import DecomposedLearngeneSpec
+from trainables.specs.scorers import ExtractorSpec
+from trainables.specs.transfers import CurveSpec, RungSpec
+from trainables.storage.store import Store
+from trainables.training.context import LocalContext
 
 TARGET = "digits-inverted"
 

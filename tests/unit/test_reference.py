@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from fine_core import reference as reference_module
-from fine_core.checkpoints import CheckpointError, save_tensors
-from fine_core.evaluation import compute_scores, frechet_distance
-from fine_core.features import Features, extract_features
-from fine_core.reference import (
+from fine_core.checkpoints.native import CheckpointError, save_tensors
+from fine_core.evaluation import reference as reference_module
+from fine_core.evaluation.features import Features, extract_features
+from fine_core.evaluation.reference import (
     MomentsAccumulator,
     Reference,
     ReferenceBuilder,
     reference_from_adm,
     save_samples_npz,
 )
+from fine_core.evaluation.scores import compute_scores, frechet_distance
 
 
 class Channels(nn.Module):

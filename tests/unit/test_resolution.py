@@ -5,10 +5,10 @@ import torch
 
 from fine_core.dit import DIT_SIZES, DiT, count_parameters, position_table
 from tests.tiny import random_dit, tiny_config, tiny_learngene, tiny_transfer, tiny_trial
-from trainables.context import LocalContext
-from trainables.jobs import run_job
-from trainables.scorer_spec import ExtractorSpec
-from trainables.store import Store
+from trainables.jobs.run import run_job
+from trainables.specs.scorers import ExtractorSpec
+from trainables.storage.store import Store
+from trainables.training.context import LocalContext
 
 
 def test_positions_of_the_coarse_grid_are_found_on_the_fine_one():

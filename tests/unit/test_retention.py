@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from fine_core.loss_weights import min_snr_weights, p2_weights, signal_to_noise
-from fine_core.retention import RetentionSchedule, draw_timesteps
+from fine_core.parameterizations.loss_weights import min_snr_weights, p2_weights, signal_to_noise
+from fine_core.parameterizations.timesteps import draw_timesteps
+from fine_core.retention import RetentionSchedule
 
 EXAMPLES = ["linear", "power:0.5", "power:2", "complement:0.7", "cosine", "constant", "cutoff:300"]
 T = torch.arange(1000, dtype=torch.float64)

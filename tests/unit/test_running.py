@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-import sweeps.running
-from sweeps.running import FixedJobs, RunnerSpec, _GrowingLimiter, _trial, _TrialSetup, trials_at_once
+import sweeps.execution.runner
+import sweeps.execution.tune_stage
+from sweeps.execution.runner import RunnerSpec
+from sweeps.execution.tune_stage import FixedJobs, _GrowingLimiter, _trial, _TrialSetup, trials_at_once
 from tests.tiny import tiny_trial
 from trainables.worker import WorkerGroupFailed
 
@@ -23,8 +25,8 @@ def cluster(monkeypatch):
     """A cluster whose slots and kind the test names."""
 
     def set_cluster(slots: int, *, joined: bool) -> None:
-        monkeypatch.setattr(sweeps.running, "cluster_slots", lambda runner: slots)
-        monkeypatch.setattr(sweeps.running, "is_joined", lambda: joined)
+        monkeypatch.setattr(sweeps.execution.runner, "cluster_slots", lambda runner: slots)
+        monkeypatch.setattr(sweeps.execution.tune_stage, "is_joined", lambda: joined)
 
     return set_cluster
 
@@ -53,7 +55,7 @@ def test_more_are_let_in_once_the_cluster_has_grown(monkeypatch):
     growing = _GrowingLimiter(limiter, lambda: next(sizes))
     growing.on_step_begin(1, [])
     assert limiter.max_concurrent == 2, "measured a moment ago"
-    monkeypatch.setattr(sweeps.running, "MEASURE_EVERY_S", 0.0)
+    monkeypatch.setattr(sweeps.execution.tune_stage, "MEASURE_EVERY_S", 0.0)
     for expected in (4, 8):
         growing.on_step_begin(2, [])
         assert limiter.max_concurrent == expected
@@ -66,7 +68,7 @@ def test_a_group_that_failed_as_often_as_it_may_is_not_tried_again(monkeypatch, 
     said = []
     monkeypatch.setattr("trainables.worker.run_on_worker_group", fails)
     monkeypatch.setattr("ray.tune.integration.ray_train.TuneReportCallback", object)
-    monkeypatch.setattr(sweeps.running.tune, "report", said.append)
+    monkeypatch.setattr(sweeps.execution.tune_stage.tune, "report", said.append)
     setup = _TrialSetup(
         job=tiny_trial(), group_size=1, gpus_per_worker=0.0, store_location=str(tmp_path), checkpoint_every_steps=1
     )

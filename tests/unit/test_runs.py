@@ -17,8 +17,8 @@ from mlflow_setup import writer as writer_module
 from mlflow_setup.runs import SweepRuns
 from mlflow_setup.tracking import Tracking, TrackingError, open_tracking
 from mlflow_setup.writer import BackgroundWriter
-from sweeps.monitor import ProgressView
-from sweeps.planning import Found, Plan
+from sweeps.display.progress import ProgressView
+from sweeps.planning.plan import Found, Plan
 from tests.tiny import tiny_trial
 
 HISTORY = [{"step": step, "train/loss": 1.0 / step, "train/speed": 2.0} for step in (10, 20, 30)]

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from fine_core.data.pixels import to_uint8
 from fine_core.dit import DiT, DiTConfig, ModelSize
 from fine_core.randomness import stream_generator, stream_seed
-from fine_core.sampling import SAMPLERS, SamplerSpec, draw_batch, sample_images, to_uint8
+from fine_core.sampling.draw import draw_batch, sample_images
+from fine_core.sampling.sampler import SAMPLERS, SamplerSpec
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["eps", "learned-variance"])

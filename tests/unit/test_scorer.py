@@ -10,33 +10,34 @@ from click.testing import CliRunner
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from fine_core.checkpoints import CheckpointError, save_model
-from fine_core.data_by_path import resolve
+from fine_core.checkpoints.native import CheckpointError, save_model
+from fine_core.data.by_path import resolve
+from fine_core.data.latents import VAE_WEIGHTS, decode, encode, load_vae, write_latents
+from fine_core.data.source import LatentInfo
 from fine_core.dit import DiT, DiTConfig, ModelSize
-from fine_core.given_extractor import load_given_extractor, weights_sha256
-from fine_core.image_set import LatentInfo
-from fine_core.knowledge_bank import load_bank
-from fine_core.latents import VAE_WEIGHTS, decode, encode, load_vae, write_latents
-from fine_core.reference import Reference, save_samples_npz
-from fine_core.sampling import SamplerSpec
-from sweeps.costs import estimated_core_s, evaluation_macs, total_macs
-from sweeps.monitor import estimated_left_s
-from sweeps.options import grid_from, grid_options
-from sweeps.planning import find_jobs, plan_grid, plan_jobs
+from fine_core.evaluation.extractors.given import load_given_extractor, weights_sha256
+from fine_core.evaluation.reference import Reference, save_samples_npz
+from fine_core.sampling.sampler import SamplerSpec
+from fine_core.transfer.bank import load_bank
+from sweeps.command_line.options import grid_from, grid_options
+from sweeps.display.plan import estimated_left_s
+from sweeps.planning.costs import estimated_core_s, evaluation_macs, total_macs
+from sweeps.planning.plan import find_jobs, plan_grid, plan_jobs
 from sweeps.size_grid import main
 from tests.pictures import extractor_file, image_folder, vae_folder
 from tests.tiny import random_dit, randomize, tiny_transfer, tiny_trial
-from trainables import jobs, transfer
-from trainables.brought import file_spec, publish_file, publish_source, publish_vae, source_spec, vae_spec
-from trainables.context import LocalContext
-from trainables.files import BANK_FILE, DELTA_FILE, MODEL_FILE, REFERENCE_FILE
-from trainables.jobs import run_job
-from trainables.model_spec import GivenSpec, ScratchSpec, TrialSpec
-from trainables.scorer import load_scorer
-from trainables.scorer_spec import ExtractorSpec, GivenExtractorSpec
-from trainables.spec import TrainingSpec
-from trainables.store import Store
-from trainables.transfer_spec import BankSpec
+from trainables.jobs import run as jobs
+from trainables.jobs import transfer
+from trainables.jobs.inputs import file_spec, publish_file, publish_source, publish_vae, source_spec, vae_spec
+from trainables.jobs.run import run_job
+from trainables.jobs.scorer import load_scorer
+from trainables.specs.base import TrainingSpec
+from trainables.specs.models import GivenSpec, ScratchSpec, TrialSpec
+from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
+from trainables.specs.transfers import BankSpec
+from trainables.storage.files import BANK_FILE, DELTA_FILE, MODEL_FILE, REFERENCE_FILE
+from trainables.storage.store import Store
+from trainables.training.context import LocalContext
 
 CPU = torch.device("cpu")
 
@@ -103,7 +104,7 @@ def test_a_reference_file_takes_the_place_of_the_images(place, tmp_path):
 @pytest.fixture(scope="module")
 def latents(place):
     """The name of a dataset of latents."""
-    from fine_core.data import load_dataset
+    from fine_core.data.registry import load_dataset
 
     name = resolve(f"imagefolder:{place}/images", image_size=16, flips=False)
     data = load_dataset(name, "pool")
@@ -139,7 +140,7 @@ def test_what_models_of_latents_draw_is_decoded_and_compared_with_the_images(pla
 
 
 def test_latents_equal_those_of_diffusers_and_keep_the_mirror_images(place, latents):
-    from fine_core.data import load_dataset
+    from fine_core.data.registry import load_dataset
 
     data, pixels = (
         load_dataset(latents, "train"),
@@ -188,7 +189,7 @@ def test_another_protocol_scores_again_and_trains_nothing(tmp_path, monkeypatch)
     forbidden = lambda *a, **k: pytest.fail("trained or drawn again")  # noqa: E731
     monkeypatch.setattr(jobs, "train", forbidden)
     monkeypatch.setattr(transfer, "train", forbidden)
-    monkeypatch.setattr("trainables.bank.draw_batch", forbidden)
+    monkeypatch.setattr("trainables.jobs.bank.draw_batch", forbidden)
     for job in (second.base, second.bank, second):
         run(job, store)
     for one, two, name in ((first.base, base, MODEL_FILE), (first.bank, second.bank, BANK_FILE)):

@@ -6,8 +6,8 @@ from dataclasses import replace
 import optuna
 import pytest
 
-from sweeps.planning import plan_grid
-from sweeps.settings import TunedTransfer, read_tuned, write_tuned
+from sweeps.planning.plan import plan_grid
+from sweeps.planning.settings import TunedTransfer, read_tuned, write_tuned
 from tests.searches import GRID, spec
 
 

@@ -6,23 +6,23 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from fine_core.checkpoints import load_model, save_model
-from fine_core.factorized import BLOCK_MATRICES
-from fine_core.learngene import Learngene
-from fine_core.public_checkpoints import export_state_dict
-from sweeps.options import preset_grid
-from sweeps.planning import plan_grid
+from fine_core.checkpoints.native import load_model, save_model
+from fine_core.checkpoints.public_dit import export_state_dict
+from fine_core.initializers.fine.factorized import BLOCK_MATRICES
+from fine_core.initializers.fine.learngene import Learngene
+from sweeps.command_line.options import preset_grid
+from sweeps.planning.plan import plan_grid
 from sweeps.size_grid import main
 from tests.tiny import DyingContext, Killed, random_dit, tiny_config, tiny_trial
-from trainables.batches import DenoisingBatches, TaughtBatches
-from trainables.brought import publish_source, source_spec
-from trainables.context import LocalContext
-from trainables.files import LEARNGENE_FILE, MODEL_FILE
-from trainables.jobs import run_job
-from trainables.model_spec import DecomposedLearngeneSpec
-from trainables.scorer_spec import ExtractorSpec
-from trainables.spec import TrainingSpec
-from trainables.store import Store
+from trainables.jobs.inputs import publish_source, source_spec
+from trainables.jobs.run import run_job
+from trainables.specs.base import TrainingSpec
+from trainables.specs.models import DecomposedLearngeneSpec
+from trainables.specs.scorers import ExtractorSpec
+from trainables.storage.files import LEARNGENE_FILE, MODEL_FILE
+from trainables.storage.store import Store
+from trainables.training.batches import DenoisingBatches, TaughtBatches
+from trainables.training.context import LocalContext
 
 
 def decomposition(source, **changes) -> DecomposedLearngeneSpec:
@@ -89,7 +89,7 @@ def test_without_steps_the_learngene_is_the_decomposition(store):
 
 
 def test_the_taught_half_follows_the_teacher_at_its_weight():
-    from fine_core.data import load_dataset
+    from fine_core.data.registry import load_dataset
 
     training = TrainingSpec(steps=1, batch_size=10)
     denoising = DenoisingBatches(load_dataset("digits", "train"), training, null_label=10, seed=0, device=torch.device("cpu"))

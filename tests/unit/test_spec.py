@@ -5,8 +5,8 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 
 from tests.tiny import tiny_learngene, tiny_trial
-from trainables.model_spec import model_config
-from trainables.spec import TrainingSpec
+from trainables.specs.base import TrainingSpec
+from trainables.specs.models import model_config
 
 
 def test_equal_specs_have_equal_ids_and_any_change_makes_another():

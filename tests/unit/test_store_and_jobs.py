@@ -6,16 +6,16 @@ import shutil
 import pytest
 from PIL import Image
 
-from fine_core.checkpoints import load_model
-from fine_core.learngene import Learngene
-from fine_core.ledger import file_bytes, sha256_of
+from fine_core.checkpoints.native import load_model
+from fine_core.files import file_bytes, sha256_of
+from fine_core.initializers.fine.learngene import Learngene
 from tests.tiny import tiny_learngene, tiny_trial
-from trainables import jobs
-from trainables.context import LocalContext
-from trainables.files import EXTRACTOR_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
-from trainables.jobs import run_job
-from trainables.scorer_spec import ExtractorSpec
-from trainables.store import Store, StoreError
+from trainables.jobs import run as jobs
+from trainables.jobs.run import run_job
+from trainables.specs.scorers import ExtractorSpec
+from trainables.storage.files import EXTRACTOR_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
+from trainables.storage.store import Store, StoreError
+from trainables.training.context import LocalContext
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ READ_AN_EPOCH = """
 import resource, sys
 import torch
 from pathlib import Path
-from fine_core.data import load_dataset
-from fine_core.data_by_path import resolve
-from trainables.batches import DenoisingBatches
-from trainables.feed import feed
-from trainables.spec import TrainingSpec
+from fine_core.data.registry import load_dataset
+from fine_core.data.by_path import resolve
+from trainables.training.batches import DenoisingBatches
+from trainables.training.prefetch import feed
+from trainables.specs.base import TrainingSpec
 
 torch.set_num_threads(1)
 def memory(field):

@@ -8,12 +8,12 @@ import pytest
 from optuna.trial import TrialState
 
 from fine_core.retention import RetentionSchedule
-from sweeps.planning import plan_grid
-from sweeps.search_report import trial_counts, trial_rows
-from sweeps.study import ScheduleStudy, StudyError, chosen_sampler, rungs_of
+from sweeps.planning.plan import plan_grid
+from sweeps.search.report import trial_counts, trial_rows
+from sweeps.search.study import ScheduleStudy, StudyError, chosen_sampler, rungs_of
 from tests.searches import GRID, opened, publish, run, score_of, search, spec
-from trainables.store import Store
-from trainables.transfer_spec import RungSpec, TransferSpec
+from trainables.specs.transfers import RungSpec, TransferSpec
+from trainables.storage.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fine_core.checkpoints import load_model
-from fine_core.ledger import file_bytes
-from sweeps.costs import predicted_serve_bytes, predicted_served_parameters
+from fine_core.checkpoints.native import load_model
+from fine_core.files import file_bytes
+from sweeps.planning.costs import predicted_serve_bytes, predicted_served_parameters
 from tests.tiny import (
     output,
     random_dit,
@@ -18,16 +18,17 @@ from tests.tiny import (
     tiny_transfer,
     tiny_trial,
 )
-from trainables import jobs, scoring
-from trainables.context import LocalContext
-from trainables.files import DELTA_FILE, MODEL_FILE
-from trainables.jobs import run_job
+from trainables.jobs import run as jobs
+from trainables.jobs import scoring
+from trainables.jobs.run import run_job
+from trainables.jobs.scoring import score_model
+from trainables.jobs.transfer import load_transferred
 from trainables.methods import TRANSFER_METHODS
-from trainables.scorer_spec import ExtractorSpec
-from trainables.scoring import score_model
-from trainables.store import Store
-from trainables.transfer import load_transferred
-from trainables.transfer_spec import RungSpec
+from trainables.specs.scorers import ExtractorSpec
+from trainables.specs.transfers import RungSpec
+from trainables.storage.files import DELTA_FILE, MODEL_FILE
+from trainables.storage.store import Store
+from trainables.training.context import LocalContext
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fine_core.dit import DiT
-from fine_core.learngene import Learngene
+from fine_core.initializers.fine.learngene import Learngene
 from trainables.initializations.fine import FineRecipe
 from trainables.initializations.given import GivenRecipe
 from trainables.initializations.scratch import ScratchRecipe
-from trainables.loop import Recipe
-from trainables.model_spec import FineSpec, GivenSpec, LearngeneSpec, TrialSpec
-from trainables.spec import SourceSpec
+from trainables.specs.base import SourceSpec
+from trainables.specs.models import FineSpec, GivenSpec, LearngeneSpec, TrialSpec
+from trainables.training.loop import Recipe
 
 INITIALIZATIONS = ("fine", "scratch", "given")
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fine_core.factorized import FactorizedDiT, merge
-from fine_core.learngene import Learngene
+from fine_core.initializers.fine.factorized import FactorizedDiT, merge
+from fine_core.initializers.fine.learngene import Learngene
 from fine_core.randomness import stream_generator, stream_seed
-from trainables.loop import Phase
-from trainables.model_spec import LearngeneSpec, TrialSpec
+from trainables.specs.models import LearngeneSpec, TrialSpec
+from trainables.training.loop import Phase
 
 
 class FineRecipe:

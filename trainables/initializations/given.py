@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from fine_core.dit import DiT
-from trainables.loop import Phase
+from trainables.training.loop import Phase
 
 
 class GivenRecipe:

@@ -9,8 +9,8 @@ from torch import nn
 
 from fine_core.dit import DiT
 from fine_core.randomness import stream_seed
-from trainables.loop import Phase
-from trainables.model_spec import TrialSpec
+from trainables.specs.models import TrialSpec
+from trainables.training.loop import Phase
 
 
 class ScratchRecipe:

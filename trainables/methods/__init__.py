@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fine_core.dit import DiT
-from fine_core.loss_weights import min_snr_weights, p2_weights
+from fine_core.parameterizations.loss_weights import min_snr_weights, p2_weights
 from trainables.methods.adapters import AdapterTuning
 from trainables.methods.base import MethodOptions, TransferData, TransferMethod
 from trainables.methods.bitfit import BitFit

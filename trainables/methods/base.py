@@ -9,13 +9,13 @@ from importlib.util import find_spec
 
 import torch
 
-from fine_core.delta import trainable_tensors
-from fine_core.difffit import DEFAULT_SPAN
+from fine_core.data.source import ImageSource
 from fine_core.dit import DiT, DiTConfig
-from fine_core.image_set import ImageSource
-from fine_core.learngene import Learngene
-from trainables.batches import BatchSource, DenoisingBatches
-from trainables.transfer_spec import TransferSpec
+from fine_core.initializers.fine.learngene import Learngene
+from fine_core.transfer.delta import trainable_tensors
+from fine_core.transfer.difffit import DEFAULT_SPAN
+from trainables.specs.transfers import TransferSpec
+from trainables.training.batches import BatchSource, DenoisingBatches
 
 
 @dataclass(frozen=True, kw_only=True)

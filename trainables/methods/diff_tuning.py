@@ -9,11 +9,11 @@ import copy
 
 import torch
 
-from fine_core.diffusion import NUM_TIMESTEPS
 from fine_core.dit import DiT
-from trainables.batches import BatchSource, RehearsingBatches, uniform_probabilities
+from fine_core.parameterizations.ddpm import NUM_TIMESTEPS
 from trainables.methods.base import MethodOptions, TransferData, TransferMethod
-from trainables.transfer_spec import TransferSpec
+from trainables.specs.transfers import TransferSpec
+from trainables.training.batches import BatchSource, RehearsingBatches, uniform_probabilities
 
 
 class DiffTuning(TransferMethod):

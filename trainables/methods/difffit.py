@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fine_core.difffit import apply_difffit, fold_scales
 from fine_core.dit import DiT
+from fine_core.transfer.difffit import apply_difffit, fold_scales
 from trainables.methods.base import MethodOptions, TransferMethod
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fine_core.dit import DiT, DiTConfig
-from fine_core.factorized import BLOCK_MATRICES
-from fine_core.fine_sigma import apply_fine_sigma, merge_fine_sigma
+from fine_core.initializers.fine.factorized import BLOCK_MATRICES
+from fine_core.transfer.fine_sigma import apply_fine_sigma, merge_fine_sigma
 from trainables.methods.base import MethodOptions, TransferMethod
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from fine_core.delta import train_only
 from fine_core.dit import DiT
+from fine_core.transfer.delta import train_only
 from trainables.methods.base import MethodOptions, TransferMethod
 
 

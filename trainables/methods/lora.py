@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fine_core.dit import DiT
-from fine_core.peft_baselines import apply_lora, merge_lora
+from fine_core.transfer.lora import apply_lora, merge_lora
 from trainables.methods.base import MethodOptions, TransferMethod
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from trainables.batches import BatchSource
 from trainables.methods.base import TransferData
 from trainables.methods.full import FullFineTuning
-from trainables.transfer_spec import TransferSpec
+from trainables.specs.transfers import TransferSpec
+from trainables.training.batches import BatchSource
 
 
 class WeightedFineTuning(FullFineTuning):

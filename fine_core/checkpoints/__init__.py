@@ -1,0 +1,6 @@
+"""Models on disk, in this project's format, that of the public DiT code and diffusers'."""
+
+from fine_core.checkpoints.diffusers_folder import export_diffusers
+from fine_core.checkpoints.native import CheckpointError, load_model, save_model
+
+__all__ = ["CheckpointError", "export_diffusers", "load_model", "save_model"]

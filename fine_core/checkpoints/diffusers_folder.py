@@ -1,0 +1,182 @@
+"""Models as diffusers folders: `DiTTransformer2DModel`, and beside it what `DiTPipeline` samples with.
+
+Three things differ there. Every block carries a copy of the timestep and label embedders: one is kept, and they must be
+equal. `DiTPipeline` takes row 1000 of the label table for the null class, whatever the number of classes: a smaller table
+is stretched to 1,001 rows, the null row in all that are new. The timestep features have other frequencies than those of the
+public code (`DiTConfig.timestep_freq_shift`). A file beside the weights says what the model was, so that the way back gives
+it again bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fine_core.checkpoints.native import (
+    CheckpointError,
+    config_from_json,
+    config_to_json,
+    load_strictly,
+    load_tensors,
+    save_tensors,
+)
+from fine_core.dit import DiT, DiTConfig, ModelSize, position_table
+from fine_core.sampling.sampler import SamplerSpec, make_scheduler
+
+PIPELINE_NULL_CLASS = 1000  # written in DiTPipeline's code
+SIDECAR = "fine-sweeps.safetensors"  # the config, and the positions, which diffusers computes anew
+
+# ours -> theirs, for weight and bias alike
+_TOP = {"x_embedder.proj": "pos_embed.proj", "final_layer.adaLN_modulation.1": "proj_out_1", "final_layer.linear": "proj_out_2"}
+_BLOCK = {
+    "adaLN_modulation.1": "norm1.linear",
+    "attn.proj": "attn1.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+}
+_TIMESTEP = {"t_embedder.mlp.0": "timestep_embedder.linear_1", "t_embedder.mlp.2": "timestep_embedder.linear_2"}
+_TABLE, _THEIR_TABLE = "y_embedder.embedding_table.weight", "class_embedder.embedding_table.weight"
+_KINDS = ("weight", "bias")
+
+
+def transformer_of(model: DiT, *, plain: bool = False):
+    """The same network as a `DiTTransformer2DModel` on the CPU, its label table stretched for `DiTPipeline`.
+
+    A model with the timestep features of the public code is of a class of ours, which computes them; `plain` makes it
+    diffusers' own class all the same, whose outputs are others. Raises ValueError for more than 1,000 classes, of which the
+    pipeline would take one for the null class, and for positions of another resolution, which diffusers does not know.
+    """
+    from diffusers import DiTTransformer2DModel
+
+    from fine_core.pipeline.public_transformer import PublicDiTTransformer2DModel
+
+    config, size = model.config, model.config.size
+    transformer_class = DiTTransformer2DModel if plain or config.timestep_freq_shift == 1 else PublicDiTTransformer2DModel
+    if config.num_classes > PIPELINE_NULL_CLASS:
+        raise ValueError(f"DiTPipeline takes row 1000 for the null class; this model has {config.num_classes} classes")
+    if config.position_scale != 1:
+        raise ValueError(
+            f"diffusers has no positions scaled by {config.position_scale}; export the model of the other resolution"
+        )
+    theirs = transformer_class(
+        num_attention_heads=size.num_heads,
+        attention_head_dim=size.head_dim,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        num_layers=size.depth,
+        sample_size=config.input_size,
+        patch_size=config.patch_size,
+        num_embeds_ada_norm=PIPELINE_NULL_CLASS,
+        norm_eps=1e-6,
+    )
+    theirs.load_state_dict(_to_diffusers({name: t.detach().cpu() for name, t in model.state_dict().items()}, size.depth))
+    return theirs.eval()
+
+
+def _to_diffusers(ours: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
+    table = ours[_TABLE]
+    stretched = torch.cat([table, table[-1:].expand(PIPELINE_NULL_CLASS + 1 - len(table), -1)])
+    theirs: dict[str, Tensor] = {}  # without positions: diffusers computes its own
+    for kind in _KINDS:
+        theirs |= {f"{their}.{kind}": ours[f"{our}.{kind}"] for our, their in _TOP.items()}
+        for i in range(depth):
+            mine, block = f"blocks.{i}", f"transformer_blocks.{i}"
+            theirs |= {f"{block}.{their}.{kind}": ours[f"{mine}.{our}.{kind}"] for our, their in _BLOCK.items()}
+            theirs |= {f"{block}.norm1.emb.{their}.{kind}": ours[f"{our}.{kind}"].clone() for our, their in _TIMESTEP.items()}
+            parts = ours[f"{mine}.attn.qkv.{kind}"].chunk(3)
+            theirs |= {f"{block}.attn1.to_{name}.{kind}": part.clone() for name, part in zip("qkv", parts, strict=True)}
+    return theirs | {f"transformer_blocks.{i}.norm1.emb.{_THEIR_TABLE}": stretched.clone() for i in range(depth)}
+
+
+def export_diffusers(model: DiT, folder: str | os.PathLike, *, vae=None, plain: bool = False) -> None:
+    """Write a folder that `DiTPipeline.from_pretrained` samples from; the scheduler is DDIM on DiT's own schedule.
+
+    `vae`: the AutoencoderKL of a model of latents. Without it the pipeline hands pixels through. That, and the public code's
+    timestep features unless `plain`, are classes of `fine_core.pipeline`, and `load_pipeline` loads the folder. Raises
+    ValueError where diffusers cannot hold the model (see `transformer_of`).
+    """
+    from diffusers import DiTPipeline
+
+    from fine_core.pipeline.pixel_vae import PixelVAE
+
+    pipeline = DiTPipeline(
+        transformer=transformer_of(model, plain=plain),
+        vae=PixelVAE() if vae is None else vae,
+        scheduler=make_scheduler(SamplerSpec(sampler="ddim"), model.config.learn_sigma),
+    )
+    pipeline.save_pretrained(folder)
+    sidecar = {"pos_embed": model.pos_embed}
+    save_tensors(Path(folder) / "transformer" / SIDECAR, sidecar, kind="diffusers", config=config_to_json(model.config))
+
+
+def load_pipeline(folder: str | os.PathLike):
+    """The `DiTPipeline` of an exported folder. Parts of ours in it are loaded by diffusers only once they are imported."""
+    from diffusers import DiTPipeline
+
+    import fine_core.pipeline.pixel_vae
+    import fine_core.pipeline.public_transformer  # noqa: F401
+
+    return DiTPipeline.from_pretrained(folder)
+
+
+def load_diffusers(folder: str | os.PathLike) -> DiT:
+    """A model from a folder of `DiTTransformer2DModel` or of a pipeline that has one. Raises CheckpointError.
+
+    A folder that was not written here has diffusers' own timestep features (`timestep_freq_shift` 1) and its last row as
+    null class.
+    """
+    folder = Path(folder)
+    folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
+    try:
+        from diffusers import DiTTransformer2DModel
+
+        theirs = DiTTransformer2DModel.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder} is no readable DiTTransformer2DModel: {str(error).splitlines()[0]}") from error
+    if (folder / SIDECAR).is_file():
+        positions, data = load_tensors(folder / SIDECAR, kind="diffusers")
+        config = config_from_json(data)
+    else:
+        config = _config_of(theirs.config, folder)
+        positions = {"pos_embed": position_table(config)}
+    tensors = _from_diffusers(theirs.state_dict(), config, folder) | positions
+    with torch.device("meta"):
+        model = DiT(config)
+    load_strictly(model, tensors, folder)
+    return model
+
+
+def _config_of(theirs, folder: Path) -> DiTConfig:
+    if theirs.norm_eps != 1e-6 or theirs.activation_fn != "gelu-approximate" or not theirs.attention_bias:
+        raise CheckpointError(f"{folder} is not a DiT as published: its norm_eps, activation or attention bias differ")
+    heads, head_dim = theirs.num_attention_heads, theirs.attention_head_dim
+    return DiTConfig(
+        size=ModelSize(depth=theirs.num_layers, width=heads * head_dim, num_heads=heads),
+        input_size=theirs.sample_size,
+        patch_size=theirs.patch_size,
+        in_channels=theirs.in_channels,
+        num_classes=theirs.num_embeds_ada_norm,
+        learn_sigma=(theirs.out_channels or theirs.in_channels) == 2 * theirs.in_channels,
+        timestep_freq_shift=1,
+    )
+
+
+def _from_diffusers(theirs: dict[str, Tensor], config: DiTConfig, folder: Path) -> dict[str, Tensor]:
+    depth, first = config.size.depth, "transformer_blocks.0.norm1.emb"
+    for i in range(1, depth):
+        for name in [f"{their}.{kind}" for their in _TIMESTEP.values() for kind in _KINDS] + [_THEIR_TABLE]:
+            if not torch.equal(theirs[f"{first}.{name}"], theirs[f"transformer_blocks.{i}.norm1.emb.{name}"]):
+                raise CheckpointError(f"{folder}: block {i} has a {name} of its own, which a DiT cannot have")
+    table = theirs[f"{first}.{_THEIR_TABLE}"]
+    ours = {_TABLE: torch.cat([table[: config.num_classes], table[-1:]])}
+    for kind in _KINDS:
+        ours |= {f"{our}.{kind}": theirs[f"{their}.{kind}"] for our, their in _TOP.items()}
+        ours |= {f"{our}.{kind}": theirs[f"{first}.{their}.{kind}"] for our, their in _TIMESTEP.items()}
+        for i in range(depth):
+            mine, block = f"blocks.{i}", f"transformer_blocks.{i}"
+            ours |= {f"{mine}.{our}.{kind}": theirs[f"{block}.{their}.{kind}"] for our, their in _BLOCK.items()}
+            ours[f"{mine}.attn.qkv.{kind}"] = torch.cat([theirs[f"{block}.attn1.to_{name}.{kind}"] for name in "qkv"])
+    return ours

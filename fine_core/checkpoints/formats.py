@@ -1,0 +1,46 @@
+"""Which format a model on disk has, whatever it is, and what its architecture is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from fine_core.checkpoints.diffusers_folder import load_diffusers
+from fine_core.checkpoints.native import METADATA_KEY, CheckpointError, load_model
+from fine_core.checkpoints.public_dit import load_public
+from fine_core.dit import DIT_SIZES, DiT, DiTConfig, count_macs, count_parameters
+
+
+def open_any(path: Path, *, num_heads: int | None = None) -> tuple[DiT, str]:
+    """A model of any known format, and which it was: ours, a diffusers folder, or a public checkpoint.
+
+    Raises CheckpointError.
+    """
+    if not path.exists():
+        raise CheckpointError(f"no such file or folder: {path}")
+    if path.is_dir():
+        return load_diffusers(path), "diffusers folder"
+    if path.suffix == ".safetensors" and _is_ours(path):
+        return load_model(path), "fine-sweeps checkpoint"
+    return load_public(path, num_heads=num_heads), "public checkpoint"
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except SafetensorError:
+        return False  # damaged: said by whoever reads it
+
+
+def describe(config: DiTConfig) -> str:
+    """The architecture in one line."""
+    size = config.size
+    names = [name for name, known in DIT_SIZES.items() if (known.size, known.patch_size) == (size, config.patch_size)]
+    return (
+        f"{names[0] if names else 'DiT'}: depth {size.depth}, width {size.width}, {size.num_heads} heads, patch "
+        f"{config.patch_size}, {config.in_channels} x {config.input_size} x {config.input_size}, {config.num_classes} classes, "
+        f"{'learned' if config.learn_sigma else 'fixed'} variance; {count_parameters(config):,} parameters, "
+        f"{count_macs(config) / 1e9:.4g} GMAC"
+    )

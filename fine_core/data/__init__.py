@@ -1,0 +1,1 @@
+"""Datasets: embedded, generated or by path, and their readers."""

@@ -1,0 +1,104 @@
+"""Datasets by path: `imagefolder:PATH` and `parquet:PATH`.
+
+Such a set is known by a name that says all that fixes its images: `imagefolder:/data/pets[64px,flips,1a2b3c4d]`, with a
+fingerprint of its files. Whoever opens the name and finds other files says so.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from fine_core.data.file_set import FileSet
+from fine_core.data.readers.base import Reader
+from fine_core.data.readers.folder import FolderReader
+from fine_core.data.source import DataError, DatasetInfo
+
+KINDS = ("imagefolder", "parquet")
+_NAME = re.compile(r"(?P<kind>\w+):(?P<path>.+)\[(?P<size>\d+)px(?P<flips>,flips)?,(?P<fingerprint>[0-9a-f]{8})\]")
+
+
+def is_by_path(name: str) -> bool:
+    return name.partition(":")[0] in KINDS
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetPath:
+    """A set by path, its images cropped to `image_size` (of latents: their own), and flipped at random if `flips`."""
+
+    kind: str
+    path: str
+    image_size: int
+    flips: bool
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.path}[{self.image_size}px{',flips' if self.flips else ''},{self.fingerprint}]"
+
+    @property
+    def short(self) -> str:
+        """The folder's name and the size."""
+        return f"{Path(self.path).stem}-{self.image_size}"
+
+    @property
+    def unflipped(self) -> str:
+        """The name of the same set whose images are taken as they are."""
+        return str(replace(self, flips=False))
+
+    @classmethod
+    def parse(cls, name: str) -> DatasetPath:
+        """Raises DataError for a name that was not made by `resolve`."""
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise DataError(f"{name!r} does not say which images it means; name it to a sweep as --dataset KIND:PATH")
+        return cls(
+            kind=found["kind"],
+            path=found["path"],
+            image_size=int(found["size"]),
+            flips=found["flips"] is not None,
+            fingerprint=found["fingerprint"],
+        )
+
+
+def resolve(text: str, *, image_size: int, flips: bool) -> str:
+    """The name of the set that `text` (KIND:PATH) means. Raises DataError if there is none that can be used."""
+    kind, _, path = text.partition(":")
+    if kind not in KINDS or not path:
+        raise DataError(f"{text!r} names no images; write {' or '.join(f'{kind}:PATH' for kind in KINDS)}")
+    path = path if "://" in path else str(Path(path).expanduser().absolute())
+    if image_size < 1:
+        raise DataError(f"image_size is {image_size}; it must be at least 1")
+    reader = _open(kind, path, image_size)
+    found = DatasetPath(kind=kind, path=path, image_size=reader.row_shape[-1], flips=flips, fingerprint=reader.fingerprint)
+    return str(replace(found, flips=flips and (reader.dtype == torch.uint8 or reader.row_shape[0] == 2)))
+
+
+@lru_cache(maxsize=8)
+def _open(kind: str, path: str, image_size: int) -> Reader:
+    if kind == "imagefolder":
+        return FolderReader(path, image_size)
+    from fine_core.data.readers.parquet import ParquetReader  # late: pyarrow is not on every machine that trains
+
+    return ParquetReader(path, image_size)
+
+
+@lru_cache(maxsize=8)
+def info_by_path(name: str) -> DatasetInfo:
+    """What is known of a set by its name. Raises DataError if its files are not those that the name was made of."""
+    spec = DatasetPath.parse(name)
+    reader = _open(spec.kind, spec.path, spec.image_size)
+    if reader.fingerprint != spec.fingerprint:
+        raise DataError(f"{spec.path} has changed since the sweep was planned; start the sweep again")
+    latents = getattr(reader, "latents", None)
+    return DatasetInfo(
+        summary=f"{len(reader.labels):,} {'images' if latents is None else 'latents'} of {spec.path}",
+        image_size=spec.image_size,
+        channels=reader.row_shape[-3],
+        num_classes=int(reader.labels.max()) + 1,
+        load=lambda: FileSet(reader, flips=spec.flips, scale=None if latents is None else latents.scale),
+        latents=latents,
+    )

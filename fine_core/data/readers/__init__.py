@@ -1,0 +1,1 @@
+"""Readers of images on disk, one file a format."""

@@ -1,0 +1,217 @@
+"""Images or latents from Parquet files, one row group at a time: however large the set is, memory stays flat."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pyarrow import fs, parquet
+from torch import Tensor
+
+from fine_core.data.readers.base import CorruptImages, fingerprint_of
+from fine_core.data.readers.folder import decode_rows
+from fine_core.data.source import LANES, DataError, LatentInfo
+
+METADATA_KEY = b"fine-sweeps"
+HELD_GROUPS = 2 * LANES  # in memory: a set may be read in two orders at once
+MAX_GROUP_BYTES = 2**29
+
+
+class ParquetReader:
+    """One file, or all `*.parquet` of a folder in alphabetical order; columns `image` (encoded bytes) or `latent`, and `label`.
+
+    Also reads sets of Hugging Face's `datasets`, whose images are structs with `bytes`. Raises DataError for what it cannot
+    use, with the file's name.
+    """
+
+    def __init__(self, path: str, image_size: int | None) -> None:
+        self.filesystem, root = _open_location(path)
+        self.files = _parquet_files(self.filesystem, root, path)
+        self.groups: list[tuple[int, int]] = []  # (file, row group in it)
+        sizes, labels, schemas = [], [], []
+        for index, file in enumerate(self.files):
+            with self._opened(file) as opened:
+                self.check_columns(opened.schema_arrow, file)
+                schemas.append(opened.schema_arrow)
+                for group in range(opened.metadata.num_row_groups):
+                    _check_group_bytes(opened.metadata.row_group(group), file)
+                    self.groups.append((index, group))
+                    sizes.append(opened.metadata.row_group(group).num_rows)
+                labels.append(self._labels(opened.read(columns=["label"])["label"], file))
+        self.labels = torch.from_numpy(np.concatenate(labels))
+        if len(self.labels) == 0:
+            raise DataError(f"{path} has no rows; name another set")
+        self.group_sizes = torch.tensor(sizes)
+        self.starts = torch.cat([torch.zeros(1, dtype=torch.long), self.group_sizes.cumsum(0)])
+        self.column = "latent" if "latent" in schemas[0].names else "image"
+        self.header = _common_header(schemas, self.files) if self.column == "latent" else {}
+        self.row_shape = tuple(self.header["shape"]) if self.header else (3, image_size, image_size)
+        self.dtype = torch.float16 if self.header else torch.uint8
+        self.corrupt = CorruptImages(len(self.labels))
+        self._held: OrderedDict[int, pa.Array] = OrderedDict()
+
+    def _opened(self, file: str) -> parquet.ParquetFile:
+        try:
+            return parquet.ParquetFile(file, filesystem=self.filesystem)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(file, error) from error
+
+    @staticmethod
+    def check_columns(schema: pa.Schema, file: str) -> None:
+        kinds = {"image", "latent"} & set(schema.names)
+        if len(kinds) != 1 or "label" not in schema.names:
+            raise DataError(f"{file} has the columns {', '.join(schema.names)}; it needs `label`, and `image` or `latent`")
+        if "image" in kinds and not _holds_bytes(schema.field("image").type):
+            raise DataError(f"{file}: its images are {schema.field('image').type}; they must be encoded images as bytes")
+
+    @staticmethod
+    def _labels(column: pa.ChunkedArray, file: str) -> np.ndarray:
+        if not pa.types.is_integer(column.type) or column.null_count:
+            raise DataError(f"{file}: labels must be whole numbers without gaps, they are {column.type}")
+        labels = column.to_numpy().astype(np.int64)
+        if len(labels) and labels.min() < 0:
+            raise DataError(f"{file}: label {labels.min()} is negative")
+        return labels
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of((info.base_name, info.size) for info in self.filesystem.get_file_info(self.files))
+
+    @property
+    def latents(self) -> LatentInfo | None:
+        return LatentInfo(**self.header["latents"]) if self.header else None
+
+    def name_of(self, row: int) -> str:
+        group = self._group_of(row)
+        return f"{os.path.basename(self.files[self.groups[group][0]])} row {row - self._file_start(group)}"
+
+    def _file_start(self, group: int) -> int:
+        file = self.groups[group][0]
+        return int(self.starts[[index for index, _ in self.groups].index(file)])
+
+    def _group_of(self, row: int) -> int:
+        return int(torch.searchsorted(self.starts, row, right=True)) - 1
+
+    def _group(self, index: int) -> pa.Array:
+        """The values of a row group; the least recently used one makes room."""
+        if index not in self._held:
+            file, group = self.groups[index]
+            with self._opened(self.files[file]) as opened:
+                try:
+                    values = opened.read_row_group(group, columns=[self.column])[self.column].combine_chunks()
+                except (pa.ArrowException, OSError) as error:
+                    raise DataError(f"{self.files[file]} is damaged: {str(error).splitlines()[0]}") from error
+            if pa.types.is_struct(values.type):
+                values = values.field("bytes")
+            while len(self._held) >= HELD_GROUPS:
+                self._held.popitem(last=False)
+            self._held[index] = values
+        self._held.move_to_end(index)
+        return self._held[index]
+
+    def contents(self, rows: list[int]) -> Iterable[bytes]:
+        """The encoded images of `rows`; an empty one where there is none."""
+        values: list[bytes] = [b""] * len(rows)
+        for group, places in self._by_group(rows).items():
+            held = self._group(group)
+            for place in places:
+                values[place] = held[rows[place] - int(self.starts[group])].as_py() or b""
+        return values
+
+    def _by_group(self, rows: list[int]) -> dict[int, list[int]]:
+        """Places in `rows` by row group: first those that are in memory, which loading others would push out."""
+        places: dict[int, list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(self._group_of(row), []).append(place)
+        return dict(sorted(places.items(), key=lambda item: item[0] not in self._held))
+
+    def read(self, rows: Tensor) -> Tensor:
+        if self.column == "image":
+            return decode_rows(self, rows)
+        wanted = rows.tolist()
+        found = torch.empty((len(wanted), *self.row_shape), dtype=self.dtype)
+        for group, places in self._by_group(wanted).items():
+            start, length = int(self.starts[group]), int(np.prod(self.row_shape))
+            values = self._group(group).flatten().to_numpy().reshape(-1, length)
+            picked = values[[wanted[place] - start for place in places]]
+            found[places] = torch.from_numpy(picked).reshape(-1, *self.row_shape)
+        return found
+
+
+def _open_location(path: str) -> tuple[fs.FileSystem, str]:
+    try:
+        return fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), str(Path(path).absolute()))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be opened: {str(error).splitlines()[0]}") from error
+
+
+def _parquet_files(filesystem: fs.FileSystem, root: str, path: str) -> list[str]:
+    info = filesystem.get_file_info(root)
+    if info.type == fs.FileType.File:
+        return [root]
+    if info.type != fs.FileType.Directory:
+        raise DataError(f"no such file or folder: {path}")
+    found = sorted(i.path for i in filesystem.get_file_info(fs.FileSelector(root)) if i.path.endswith(".parquet"))
+    if not found:
+        raise DataError(f"{path} holds no *.parquet file; name another folder")
+    return found
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _check_group_bytes(group: Any, file: str) -> None:
+    if group.total_byte_size > MAX_GROUP_BYTES:
+        raise DataError(
+            f"{file} has a row group of {group.total_byte_size:,} bytes, of which {HELD_GROUPS} are held in memory; "
+            f"write it again with row groups of at most {MAX_GROUP_BYTES:,} bytes"
+        )
+
+
+def _header(schema: pa.Schema, file: str) -> dict[str, Any]:
+    """What a file says of its latents. Raises DataError if it says nothing, or its rows are not what it says."""
+    text = (schema.metadata or {}).get(METADATA_KEY)
+    if text is None:
+        raise DataError(f"{file} does not say how its latents were made; make them with sweeps/encode_latents.py")
+    header = json.loads(text)
+    kind = schema.field("latent").type
+    length = int(np.prod(header["shape"]))
+    if not pa.types.is_fixed_size_list(kind) or kind.list_size != length or kind.value_type != pa.float16():
+        raise DataError(f"{file}: its latents are {kind}, its header says {header['shape']} in float16; encode it again")
+    return {"shape": header["shape"], "latents": header["latents"]}
+
+
+def _common_header(schemas: list[pa.Schema], files: list[str]) -> dict[str, Any]:
+    """What all files say of their latents. Raises DataError where they differ."""
+    headers = [_header(schema, file) for schema, file in zip(schemas, files, strict=True)]
+    for header, file in zip(headers, files, strict=True):
+        if header != headers[0]:
+            raise DataError(
+                f"{file} has latents of another kind than {files[0]}: {header}, not {headers[0]}; keep them in two folders"
+            )
+    return headers[0]
+
+
+def latents_of_file(filesystem: fs.FileSystem, path: str) -> tuple[list[int], LatentInfo]:
+    """Shape of a row (views, 2, C, h, h) and what the latents are. Raises DataError for a file that holds none."""
+    try:
+        schema = parquet.read_schema(path, filesystem=filesystem)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+    ParquetReader.check_columns(schema, path)
+    header = _header(schema, path)
+    return header["shape"], LatentInfo(**header["latents"])
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    return DataError(f"{path} is no readable Parquet file: {str(error).splitlines()[0]}")

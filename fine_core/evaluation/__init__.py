@@ -1,0 +1,1 @@
+"""Scores of generated images: features, reference statistics, metrics and the protocol."""

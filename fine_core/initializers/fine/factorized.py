@@ -1,0 +1,130 @@
+"""A DiT whose block matrices are factorized over depth: W_l = U diag(sigma_l) V^T with U, V shared by all layers.
+
+FINE, arXiv 2409.19289, section 3 (unofficial implementation). Shapes: L depth, D width, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fine_core.dit import DiT, DiTConfig, ModelSize, position_table
+from fine_core.initializers.width import WIDTH_AXES, prefix_rows, select_rows
+
+# The five matrices of every block, and where a DiT block keeps them.
+BLOCK_MATRICES = {
+    "qkv": "attn.qkv",
+    "o": "attn.proj",
+    "in": "mlp.fc1",
+    "out": "mlp.fc2",
+    "adaLN": "adaLN_modulation.1",
+}
+
+
+def matrix_shape(matrix: str, width: int) -> tuple[int, int]:
+    """(out, in) of one block matrix at `width`."""
+    outputs = {"qkv": 3, "o": 1, "in": 4, "out": 1, "adaLN": 6}[matrix]
+    inputs = {"out": 4}.get(matrix, 1)
+    return outputs * width, inputs * width
+
+
+def sigma_std(matrix: str, width: int, rank: int) -> float:
+    """Standard deviation of sigma that gives U diag(sigma) V^T the energy of a Xavier matrix; 0 keeps adaLN-Zero."""
+    if matrix == "adaLN":
+        return 0.0
+    rows, columns = matrix_shape(matrix, width)
+    return math.sqrt(2 * rows * columns / (rank * (rows + columns)))
+
+
+def _unit_columns(rows: int, rank: int) -> nn.Parameter:
+    factor = nn.init.orthogonal_(torch.empty(rows, rank))
+    return nn.Parameter(factor / factor.norm(dim=0, keepdim=True))  # rank > rows leaves rows orthogonal, not columns
+
+
+class FactorizedDiT(nn.Module):
+    """Factors U, V and biases per matrix type, sigma (L, R) per type and width, and the parts outside the blocks.
+
+    Besides its own width the model may run at any of `nested_widths` (heads keep their size): such a width uses the
+    first rows of every factor and a sigma of its own. Weights are rebuilt in every forward pass, so gradients reach
+    whatever is trainable of U, V, sigma, the biases and the outer parts.
+    """
+
+    def __init__(self, config: DiTConfig, *, rank: int, nested_widths: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"rank is {rank}; it must be at least 1")
+        self.config, self.rank = config, rank
+        width, depth = config.size.width, config.size.depth
+        self.widths = tuple(sorted({width, *nested_widths}, reverse=True))
+        self.left = nn.ParameterDict({m: _unit_columns(matrix_shape(m, width)[0], rank) for m in BLOCK_MATRICES})
+        self.right = nn.ParameterDict({m: _unit_columns(matrix_shape(m, width)[1], rank) for m in BLOCK_MATRICES})
+        self.bias = nn.ParameterDict({m: nn.Parameter(torch.zeros(matrix_shape(m, width)[0])) for m in BLOCK_MATRICES})
+        self.sigma = nn.ModuleDict({str(w): self._fresh_sigma(w, depth) for w in self.widths})
+        outer = {name: p for name, p in DiT(config).named_parameters() if p.requires_grad and not name.startswith("blocks.")}
+        self.outer = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(p.detach()) for name, p in outer.items()})
+        self._skeletons: dict[int, DiT] = {}
+        for w in self.widths:
+            size = self.size_at(w)
+            with torch.device("meta"):  # shapes and structure only; a plain dict keeps it out of the parameters
+                self._skeletons[w] = DiT(DiTConfig(**{**vars(config), "size": size}))
+            self.register_buffer(f"positions_{w}", position_table(self._skeletons[w].config), persistent=False)
+
+    def _fresh_sigma(self, width: int, depth: int) -> nn.ParameterDict:
+        # A prefix of rows has shorter columns; the larger sigma makes up for it.
+        scale = self.config.size.width / width
+        return nn.ParameterDict(
+            {m: nn.Parameter(torch.randn(depth, self.rank) * sigma_std(m, width, self.rank) * scale) for m in BLOCK_MATRICES}
+        )
+
+    def size_at(self, width: int) -> ModelSize:
+        size = self.config.size
+        return ModelSize(depth=size.depth, width=width, num_heads=width // size.head_dim)
+
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """Everything but sigma, under the names that `WIDTH_AXES` knows."""
+        named = {}
+        for m in BLOCK_MATRICES:
+            named |= {f"left.{m}": self.left[m], f"right.{m}": self.right[m], f"bias.{m}": self.bias[m]}
+        return named | {f"outer.{name.replace('/', '.')}": p for name, p in self.outer.items()}
+
+    def dense_state(self, width: int | None = None) -> dict[str, Tensor]:
+        """State dict of the dense DiT at `width`, differentiable in all that is trainable."""
+        width = width or self.config.size.width
+        shared = self.shared_tensors()
+        if width != self.config.size.width:
+            rows = prefix_rows(self.config.size, self.size_at(width), self.left["o"].device)
+            shared = {name: select_rows(t, WIDTH_AXES[name], rows) for name, t in shared.items()}
+        state = {name.removeprefix("outer."): t for name, t in shared.items() if name.startswith("outer.")}
+        state["pos_embed"] = getattr(self, f"positions_{width}")
+        for m, place in BLOCK_MATRICES.items():
+            sigma = self.sigma[str(width)][m]  # (L, R)
+            weights = (shared[f"left.{m}"] * sigma.unsqueeze(1)) @ shared[f"right.{m}"].T  # (L, out, in)
+            for layer, weight in enumerate(weights.unbind(0)):
+                state[f"blocks.{layer}.{place}.weight"] = weight
+                state[f"blocks.{layer}.{place}.bias"] = shared[f"bias.{m}"]
+        return state
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor, width: int | None = None) -> Tensor:
+        """As `DiT.forward`, at the model's own width or at a nested one."""
+        skeleton = self._skeletons[width or self.config.size.width]
+        return functional_call(skeleton, self.dense_state(width), (x, t, y))
+
+    @torch.no_grad()
+    def normalize_factors(self) -> None:
+        """Give the columns of U and V unit norm and push the norms into sigma: the function stays the same."""
+        for m in BLOCK_MATRICES:
+            norms = self.left[m].norm(dim=0) * self.right[m].norm(dim=0)  # (R,)
+            self.left[m] /= self.left[m].norm(dim=0)
+            self.right[m] /= self.right[m].norm(dim=0)
+            for sigma in self.sigma.values():
+                sigma[m] *= norms
+
+
+def merge(model: FactorizedDiT) -> DiT:
+    """Dense DiT that computes what the factorized model does; every layer gets its own copy of weights and biases."""
+    dense = DiT(model.config).to(next(model.parameters()).device)
+    dense.load_state_dict({name: tensor.detach() for name, tensor in model.dense_state().items()}, strict=True)
+    return dense

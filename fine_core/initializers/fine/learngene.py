@@ -1,0 +1,109 @@
+"""The learngene: what models of all sizes share, stored once, and the assembly of a model of any size from it.
+
+FINE, arXiv 2409.19289, sections 3.2 and 3.3 (unofficial implementation); widths are our extension (see width.py).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from fine_core.checkpoints.native import config_from_json, config_to_json, load_tensors, save_tensors
+from fine_core.dit import DiTConfig, ModelSize
+from fine_core.initializers.fine.factorized import BLOCK_MATRICES, FactorizedDiT, merge
+from fine_core.initializers.width import WIDTH_AXES, check_narrower, prefix_rows, ranked_rows, select_rows
+
+__all__ = ["SIGMA_INITS", "WIDTH_MODES", "Learngene", "merge"]
+
+SIGMA_INITS = ("random", "identical", "linear")
+WIDTH_MODES = ("nested", "slice")
+
+
+def interpolate_depth(sigma: Tensor, depth: int) -> Tensor:
+    """Sigma (L, R) at `depth` layers (depth, R): linear in the normalised depth, ends on ends; one layer is the middle."""
+    source_depth = len(sigma)
+    middle = torch.tensor([(source_depth - 1) / 2])
+    position = torch.linspace(0, source_depth - 1, depth) if depth > 1 else middle
+    below = position.floor().long()
+    above = (below + 1).clamp(max=source_depth - 1)
+    return torch.lerp(sigma[below], sigma[above], (position - below)[:, None])
+
+
+class Learngene:
+    """Shared tensors (factors, biases, embedders, final layer) and the source's sigma for every width it was trained at."""
+
+    def __init__(self, config: DiTConfig, rank: int, shared: dict[str, Tensor], sigma: dict[int, dict[str, Tensor]]) -> None:
+        self.config, self.rank, self.shared, self.sigma = config, rank, shared, sigma
+
+    @classmethod
+    def from_model(cls, model: FactorizedDiT) -> Learngene:
+        """Take the learngene out of a model pre-trained under the constraint; its factors get unit columns."""
+        model.normalize_factors()
+        shared = {name: tensor.detach().cpu().clone() for name, tensor in model.shared_tensors().items()}
+        sigma = {w: {m: model.sigma[str(w)][m].detach().cpu().clone() for m in BLOCK_MATRICES} for w in model.widths}
+        return cls(model.config, model.rank, shared, sigma)
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters that a target of the learngene's own width inherits (sigma excluded)."""
+        return sum(tensor.numel() for tensor in self.shared.values())
+
+    def save(self, path: str | os.PathLike) -> None:
+        tensors = dict(self.shared)
+        for width, by_matrix in self.sigma.items():
+            tensors |= {f"sigma.{width}.{m}": value for m, value in by_matrix.items()}
+        config = {"model": config_to_json(self.config), "rank": self.rank, "widths": sorted(self.sigma)}
+        save_tensors(path, tensors, kind="learngene", config=config)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Learngene:
+        """Raises CheckpointError if the file is damaged or of another kind."""
+        tensors, config = load_tensors(path, kind="learngene")
+        sigma = {w: {m: tensors[f"sigma.{w}.{m}"] for m in BLOCK_MATRICES} for w in config["widths"]}
+        shared = {name: tensor for name, tensor in tensors.items() if not name.startswith("sigma.")}
+        return cls(config_from_json(config["model"]), config["rank"], shared, sigma)
+
+    def assemble(
+        self, size: ModelSize, *, sigma_init: str = "linear", width_mode: str = "nested", seed: int = 0
+    ) -> FactorizedDiT:
+        """A model of `size` whose shared parts come from the learngene, with only sigma trainable.
+
+        sigma_init: `random` (drawn from `seed`), `identical` (mean over the source's layers) or `linear` (interpolated
+        in normalised depth). width_mode: `nested` takes the first rows, `slice` those of largest norm.
+        Raises ValueError for an unknown mode, a wider target or heads of another size.
+        """
+        if sigma_init not in SIGMA_INITS:
+            raise ValueError(f"unknown sigma_init {sigma_init!r}; choose one of {', '.join(SIGMA_INITS)}")
+        if width_mode not in WIDTH_MODES:
+            raise ValueError(f"unknown width_mode {width_mode!r}; choose one of {', '.join(WIDTH_MODES)}")
+        source = self.config.size
+        check_narrower(source, size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = FactorizedDiT(replace(self.config, size=size), rank=self.rank)
+        rows = prefix_rows(source, size) if width_mode == "nested" else ranked_rows(source, size, self.shared)
+        with torch.no_grad():
+            for name, target in model.shared_tensors().items():
+                target.copy_(select_rows(self.shared[name], WIDTH_AXES[name], rows))
+            for m, target in model.sigma[str(size.width)].items():
+                if sigma_init == "random":
+                    target *= source.width / size.width  # the chosen rows are shorter columns, as in pre-training
+                else:
+                    target.copy_(self._sigma_for(size, m, sigma_init, width_mode))
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        for parameter in model.sigma.parameters():
+            parameter.requires_grad_(True)
+        return model
+
+    def _sigma_for(self, size: ModelSize, matrix: str, sigma_init: str, width_mode: str) -> Tensor:
+        # A width that was not trained takes sigma from the next wider one; fewer rows are made up for by a larger sigma.
+        candidates = self.sigma if width_mode == "nested" else [self.config.size.width]
+        trained_width = min(w for w in candidates if w >= size.width)
+        sigma = self.sigma[trained_width][matrix] * (trained_width / size.width) ** 0.5
+        if sigma_init == "identical":
+            return sigma.mean(dim=0, keepdim=True).expand(size.depth, -1)
+        return interpolate_depth(sigma, size.depth)

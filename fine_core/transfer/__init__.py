@@ -1,0 +1,1 @@
+"""What transfer methods train, add and store, one file each."""

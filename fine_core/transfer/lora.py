@@ -1,0 +1,43 @@
+"""Parameter-efficient baselines of DiffFit's comparison (arXiv 2304.06648, table 1): BitFit, LoRA, adapters, VPT-Deep.
+
+All train the label table too. Each starts exactly at the base model, except VPT-Deep: a prompt token takes part in the
+attention from the first step on.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fine_core.dit import DiT
+from fine_core.transfer.delta import dense_from, train_only
+
+LABEL_TABLE = "y_embedder"
+LORA_TARGETS = {"qkv": ["attn.qkv"], "all": ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "adaLN_modulation.1"]}
+
+
+def apply_lora(model: DiT, *, rank: int, targets: str, seed: int) -> None:
+    """Hu et al., "LoRA", arXiv 2106.09685, through peft: low-rank updates of the blocks' linears that `targets` names.
+
+    alpha is 2 * rank. Needs the `lora` extra.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+
+    suffixes = LORA_TARGETS[targets]
+    names = [f"blocks.{i}.{suffix}" for i in range(model.config.size.depth) for suffix in suffixes]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+    train_only(model, lambda name: "lora_" in name or name.startswith(LABEL_TABLE))
+
+
+@torch.no_grad()
+def merge_lora(model: DiT) -> DiT:
+    """The dense DiT that computes the same: every update added to its weight. `model` is left alone."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    state = {name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if "lora_" not in name}
+    for name, layer in layers.items():
+        state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight("default")
+    return dense_from(model, state)

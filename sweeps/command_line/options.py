@@ -1,0 +1,240 @@
+"""The options that sweeps share, and what they describe: a grid, a runner, an open store and tracking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from fine_core.data.by_path import is_by_path
+from fine_core.data.registry import DATASETS
+from fine_core.initializers.fine.learngene import SIGMA_INITS, WIDTH_MODES
+from fine_core.sampling.sampler import SAMPLERS, SamplerSpec
+from sweeps.command_line.inputs import DEFAULT_IMAGE_SIZE, Brought, brought_by, dataset_named
+from sweeps.command_line.parsing import byte_count, integers, names
+from sweeps.command_line.presets import DEFAULT_TARGETS, EVALUATIONS, PRESETS
+from sweeps.command_line.session import DEFAULT_DATA_FOLDER
+from sweeps.execution.runner import RUNNERS, RunnerSpec
+from sweeps.planning.grid import GridSpec
+from sweeps.planning.settings import read_tuned
+from sweeps.planning.transfer_grid import TransferGridSpec
+from trainables.initializations import INITIALIZATIONS
+from trainables.methods import TRANSFER_METHODS
+from trainables.specs.transfers import WEIGHTINGS
+
+NO_TRANSFER = "none"
+
+
+def _preset_defaults(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    preset = PRESETS[value]
+    context.default_map = {field.name: getattr(preset, field.name) for field in fields(preset)}
+    return value
+
+
+def _evaluation_defaults(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Options that are given are processed before the defaults of the others: these become the ladder's."""
+    if value is not None:
+        context.default_map = {**context.default_map, **vars(EVALUATIONS[value])}
+    return value
+
+
+_OPTIONS = [
+    click.option(
+        "--preset",
+        type=click.Choice(list(PRESETS)),
+        default="demo",
+        is_eager=True,
+        callback=_preset_defaults,
+        show_default=True,
+        help="Defaults of all options below.",
+    ),
+    click.option("--depths", callback=integers, help="Numbers of blocks, such as 2,4,6."),
+    click.option("--widths", callback=integers, help="Numbers of channels, multiples of --head-dim."),
+    click.option("--head-dim", type=int, help="Channels of one attention head, the same at all widths."),
+    click.option(
+        "--methods",
+        callback=names,
+        help=f"Initializations to compare: {', '.join(INITIALIZATIONS)}.  [default: fine,scratch; with --source given too]",
+    ),
+    click.option("--dataset", help=f"Images to learn: imagefolder:PATH, parquet:PATH, or {', '.join(DATASETS)}."),
+    click.option(
+        "--image-size",
+        type=int,
+        help=f"Side that images by path are cropped to.  [default: --source's, or {DEFAULT_IMAGE_SIZE}]",
+    ),
+    click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror half of the images by path."),
+    click.option("--seeds", callback=integers, help="Every point is repeated for each seed."),
+    click.option("--patch-size", type=int, help="Pixels of a patch's side."),
+    click.option("--steps", type=int, help="Training steps of every base model, sigma steps included."),
+    click.option("--batch-size", type=int, help="Images of a training step, over all workers."),
+    click.option("--lr", type=float, help="Learning rate of AdamW."),
+    click.option("--grad-clip", type=float, help="Largest norm of the gradient.  [default: no clipping]"),
+    click.option("--ema-decay", type=float, help="Decay of the averaged weights, which are scored and saved."),
+    click.option("--sigma-init", type=click.Choice(SIGMA_INITS), help="FINE: first values of sigma."),
+    click.option("--sigma-steps", type=int, help="FINE: steps that train sigma alone (0: none)."),
+    click.option("--sigma-lr", type=float, help="FINE: learning rate of the sigma steps."),
+    click.option(
+        "--width-mode", type=click.Choice(WIDTH_MODES), help="FINE: widths trained as prefixes, or sliced afterwards."
+    ),
+    click.option("--source-steps", type=int, help="FINE: steps that pre-train the learngene."),
+    click.option("--rank-ratio", type=float, help="FINE: rank of the factors over the learngene's width."),
+    click.option(
+        "--source", help="A model to decompose for FINE: public .pt, diffusers folder, .safetensors.  [default: none]"
+    ),
+    click.option("--source-num-heads", type=int, help="Heads of a public checkpoint of an unpublished size."),
+    click.option("--als-sweeps", type=int, help="--source: sweeps of alternating least squares of the decomposition."),
+    click.option("--teacher-weight", type=float, help="--source: weight of its outputs while the learngene is trained."),
+    click.option(
+        "--eval",
+        type=click.Choice(list(EVALUATIONS)),
+        callback=_evaluation_defaults,
+        help="Fidelity of the scores: defaults of the four options below.  [default: the preset's]",
+    ),
+    click.option("--inception-weights", help="Score by Inception's features: weights-inception-2015-12-05-6726825d.pth."),
+    click.option("--extractor", help="Score by another extractor: TorchScript (.pt), or Python code that is run (.py)."),
+    click.option("--reference", help="ADM .npz to compare with.  [default: the images of --dataset]"),
+    click.option("--target-reference", help="ADM .npz for --target.  [default: its images]"),
+    click.option("--vae", help="Folder of the AutoencoderKL that datasets of latents were encoded by."),
+    click.option("--num-samples", type=int, help="Images drawn to score a point."),
+    click.option("--sampler", type=click.Choice(SAMPLERS), help="How they are drawn."),
+    click.option("--sampling-steps", type=int, help="Denoising steps of an image."),
+    click.option("--guidance-scale", type=float, help="Classifier-free guidance (1: none)."),
+    click.option("--transfer", callback=names, help=f"Transfer methods: {', '.join(TRANSFER_METHODS)}; or {NO_TRANSFER}."),
+    click.option(
+        "--target",
+        help="Dataset to take the base models to, as for --dataset.  "
+        f"[default: {', '.join(f'{target} for {dataset}' for dataset, target in DEFAULT_TARGETS.items())}; else none]",
+    ),
+    click.option("--transfer-from", callback=names, help="Whose base models.  [default: fine, or all --methods without it]"),
+    click.option("--transfer-steps", type=int, help="Training steps of a transfer."),
+    click.option(
+        "--transfer-lr", type=float, help="Learning rate of full fine-tuning; DiffFit, LoRA and others take ten times it."
+    ),
+    click.option(
+        "--schedules",
+        callback=names,
+        help="Diff-Tuning: linear, power:S, complement:S, cosine, constant, cutoff:T; @FILE: what schedule_search.py found.",
+    ),
+    click.option("--weighting", type=click.Choice(WEIGHTINGS), help="Diff-Tuning: schedules draw timesteps, or weigh losses."),
+    click.option("--retention-weight", type=float, help="Diff-Tuning: weight of the rehearsed images' loss."),
+    click.option("--source-ratio", type=float, help="Diff-Tuning: share of a batch that is rehearsed."),
+    click.option("--gamma-span", type=float, help="DiffFit: share of the blocks, from the first, that have scales."),
+    click.option("--bank-images", type=int, help="Images of a knowledge bank."),
+    click.option("--bank-sampler", type=click.Choice(SAMPLERS), help="How they are drawn."),
+    click.option("--bank-sampling-steps", type=int, help="Denoising steps of an image of the bank."),
+    click.option("--bank-guidance-scale", type=float, help="Guidance of the bank's images."),
+    click.option("--storage-path", help=f"Folder or URI for results and checkpoints.  [default: {DEFAULT_DATA_FOLDER}]"),
+    click.option("--tracking-uri", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else SQLite in the storage path]"),
+    click.option(
+        "--runner",
+        type=click.Choice(RUNNERS),
+        default="auto",
+        show_default=True,
+        help="Ray Train worker groups, or one CPU worker inside the Tune trial.",
+    ),
+    click.option("--workers-per-trial", type=int, default=1, show_default=True, help="Data-parallel workers of a trial."),
+    click.option("--source-workers", type=int, help="Workers that pre-train the learngene.  [default: the whole cluster]"),
+    click.option("--gpus-per-worker", type=float, help="GPUs of a worker; may be a fraction."),
+    click.option("--max-concurrent", type=int, help="Trials at a time.  [default: what fits; more wait on a joined cluster]"),
+    click.option("--checkpoint-every-steps", type=int, help="Steps that an interruption may cost."),
+    click.option("--disk-budget", callback=byte_count, help="Refuse to start if the storage path would outgrow it: 50GB."),
+    click.option("--dry-run", is_flag=True, help="Print every point with its cost; compute nothing."),
+]
+
+
+def grid_options(*, without: Collection[str] = ()) -> Callable[[Callable], Callable]:
+    """Give a command the options of a size grid, but for those that it has of its own or makes no use of."""
+
+    def add(command: Callable) -> Callable:
+        for option in reversed(_OPTIONS):
+            command = option(command)
+        command.__click_params__ = [p for p in command.__click_params__ if p.name not in without]
+        return command
+
+    return add
+
+
+def grid_from(options: dict[str, Any]) -> GridSpec:
+    """The grid that the options describe. Raises ValueError."""
+    sampler = SamplerSpec(
+        sampler=options["sampler"],
+        sampling_steps=options["sampling_steps"],
+        guidance_scale=options["guidance_scale"],
+    )
+    brought = brought_by(options)
+    taken = {"sampler": sampler, "source": brought.source, "scoring": brought.scoring}
+    taken["dataset"] = dataset_named(options["dataset"], options, brought)
+    if _is_given("image_size") and not any(is_by_path(options[name] or "") for name in ("dataset", "target")):
+        raise ValueError("--image-size is of images by path; the built-in sets have their own, leave it out")
+    taken["methods"] = options["methods"] or (("fine", "scratch") if brought.source is None else ("given", "fine", "scratch"))
+    if brought.source is not None:
+        taken["head_dim"] = brought.source.model.size.head_dim  # heads keep their size at all widths
+    own = {field.name for field in fields(GridSpec)} - {*taken, "transfer"}
+    grid = GridSpec(**taken, **{name: options[name] for name in own})
+    return replace(grid, transfer=_transfer_from(options, grid.methods, brought))
+
+
+def _transfer_from(options: dict[str, Any], named: tuple[str, ...], brought: Brought) -> TransferGridSpec | None:
+    target = options["target"] or DEFAULT_TARGETS.get(options["dataset"])
+    if options["transfer"] == (NO_TRANSFER,):
+        return None
+    if target is None:
+        for name in ("transfer", "target_reference"):
+            if _is_given(name):
+                raise ValueError(f"--{name.replace('_', '-')} needs a target for {options['dataset']}; name one with --target")
+        return None
+    bank_sampler = SamplerSpec(
+        sampler=options["bank_sampler"],
+        sampling_steps=options["bank_sampling_steps"],
+        guidance_scale=options["bank_guidance_scale"],
+    )
+    chosen = options["transfer_from"] or tuple(name for name in named if name == "fine") or named
+    for name in chosen:
+        if name not in named:
+            raise ValueError(f"--transfer-from {name!r} is not among --methods {','.join(named)}")
+    files = [Path(text[1:]) for text in options["schedules"] if text.startswith("@")]
+    return TransferGridSpec(
+        methods=options["transfer"],
+        schedules=tuple(text for text in options["schedules"] if not text.startswith("@")),
+        tuned=tuple(found for file in files for found in read_tuned(file)),
+        initializations=chosen,
+        steps=options["transfer_steps"],
+        lr=options["transfer_lr"],
+        bank_sampler=bank_sampler,
+        target=dataset_named(target, options, brought),
+        target_reference=brought.target_reference,
+        **{name: options[name] for name in ("weighting", "retention_weight", "source_ratio")},
+        **{name: options[name] for name in ("gamma_span", "bank_images")},
+    )
+
+
+def _is_given(name: str) -> bool:
+    """Whether an option was named on the command line."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source(name) == ParameterSource.COMMANDLINE
+
+
+def runner_from(options: dict[str, Any], batch_size: int) -> RunnerSpec:
+    """Where the jobs run. Raises ValueError."""
+    runner = RunnerSpec(
+        runner=options["runner"],
+        workers_per_trial=options["workers_per_trial"],
+        gpus_per_worker=options["gpus_per_worker"],
+        max_concurrent=options["max_concurrent"],
+        source_workers=options["source_workers"],
+        checkpoint_every_steps=options["checkpoint_every_steps"],
+    )
+    workers = runner.workers_per_trial
+    if batch_size % workers:
+        raise ValueError(f"batch_size {batch_size} does not divide among {workers} workers; use a multiple of {workers}")
+    return runner
+
+
+def preset_grid(name: str) -> GridSpec:
+    """The grid of a preset, for benchmarks."""
+    command = click.command()(grid_options()(lambda **options: None))
+    return grid_from(command.make_context("preset", ["--preset", name]).params)

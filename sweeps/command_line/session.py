@@ -1,0 +1,135 @@
+"""From checked options to a finished sweep, and its exit code."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from filelock import FileLock
+from rich.console import Console
+
+from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
+from sweeps.command_line.inputs import brought_by
+from sweeps.display.plan import show_plan
+from sweeps.execution.cluster import NoCapacity, is_joined, num_cpus
+from sweeps.execution.errors import StoppedSweep, without_password
+from sweeps.execution.runner import RunnerSpec
+from sweeps.planning.disk import check_disk, disk_need
+from sweeps.planning.grid import GridSpec
+from sweeps.planning.plan import Found, Plan, find_jobs
+from sweeps.results.cleaning import clean
+from trainables.storage.store import Store
+
+if TYPE_CHECKING:
+    from sweeps.execution.sweep import Sweep
+
+LOG_WIDTH = 130
+DEFAULT_DATA_FOLDER = Path("~/fine-sweeps-data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A planned sweep and where it runs."""
+
+    grid: GridSpec
+    plan: Plan
+    runner: RunnerSpec
+    params: dict[str, Any] = field(default_factory=dict)  # recorded beside the grid's
+
+    def show(self, console: Console, found: Found, slots: int | None) -> None:
+        show_plan(console, self.plan, found, slots=slots)
+
+    def sweep(self, name: str, **surroundings: Any) -> Sweep:
+        """The sweep, to be run. Raises ValueError if it cannot be."""
+        from sweeps.execution.sweep import Sweep  # imports Ray, which a dry run does not need
+
+        return Sweep(name, self.plan, self.recorded, **surroundings)
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The grid's fields as they are recorded, those of the transfer stage with a prefix, and the sweep's own."""
+        grid = {field.name: getattr(self.grid, field.name) for field in fields(self.grid) if field.name != "transfer"}
+        transfer = self.grid.transfer
+        if transfer is not None:
+            grid |= {f"transfer_{field.name}": getattr(transfer, field.name) for field in fields(transfer)}
+        return grid | self.params
+
+
+def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, Any]], Request]) -> None:
+    """Check everything, then show the plan (`--dry-run`) or carry it out; ends the process with the exit code."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=LOG_WIDTH)  # a job's log has no width of its own
+    try:
+        _check_finite(options)
+        asked = request(options)
+        plan, runner = asked.plan, asked.runner
+        _check_permanent("--storage-path", options["storage_path"])
+        _check_permanent("--tracking-uri", (options["tracking_uri"] or "").removeprefix("sqlite:///"))
+        store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)
+        store.check_writable()
+        data_folder = data_folder_of(store)
+        tracking_uri = resolve_tracking_uri(options["tracking_uri"], data_folder)
+        found = find_jobs(plan, store)
+        slots = None if runner.gpus_per_worker else num_cpus()
+        if options["dry_run"]:
+            asked.show(console, found, slots)
+            return
+        if options.get("clean"):
+            clean(plan, store, console, confirmed=options["yes"])
+            return
+        check_disk(store, disk_need(plan, found.finished, slots or 1), options["disk_budget"])
+        if not is_joined():
+            runner.check_this_machine()
+        data_folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(data_folder / ".databases.lock"):  # sweeps that create a fresh database together all fail
+            tracking = open_tracking(tracking_uri, name, data_folder)
+            brought_by(options).publish(store)
+            sweep = asked.sweep(name, store=store, tracking=tracking, runner=runner, data_folder=data_folder, console=console)
+    except ValueError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    asked.show(console, found, slots)
+    try:
+        sys.exit(sweep.run())
+    except KeyboardInterrupt:
+        console.print("\nStopped. Nothing finished is lost; run the same command again to go on:")
+        console.print(f"  {command_line()}", soft_wrap=True, highlight=False, markup=False)
+        sys.exit(130)
+    except NoCapacity as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except StoppedSweep as error:
+        click.echo(f"error: {error}; nothing finished is lost; run the same command again to go on", err=True)
+        sys.exit(1)
+
+
+def command_line() -> str:
+    """How this process was called, to be called again; without passwords."""
+    return without_password(shlex.join(["python", *sys.argv]))
+
+
+def data_folder_of(store: Store) -> Path:
+    """Where databases and reports lie: beside the results, or at home where these are not on a local disk."""
+    return Path(store.root) if store.is_local else DEFAULT_DATA_FOLDER.expanduser()
+
+
+def _check_finite(options: dict[str, Any]) -> None:
+    """Raises ValueError for an option that is infinite or no number."""
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be a finite number")
+
+
+def _check_permanent(option: str, path: str | None) -> None:
+    """Raises ValueError for a relative path in a Ray job, whose working folder is deleted after it."""
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if in_job and path and "://" not in path and not Path(path).expanduser().is_absolute():
+        raise ValueError(f"{option} {path} would lie in the job's temporary folder; name an absolute path")

@@ -1,0 +1,109 @@
+"""What a person sees of a running sweep: the plan, live progress, and where to look at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from sweeps.display.numbers import duration
+from sweeps.planning.costs import estimated_core_s
+from sweeps.planning.plan import Found, Plan
+from trainables.specs.base import JobSpec
+from trainables.specs.transfers import RungSpec
+
+
+class ProgressView:
+    """Live bars on a terminal, one line per event elsewhere. Fed by the sweep's own process only."""
+
+    def __init__(
+        self, console: Console, plan: Plan, found: Found, label: Callable[[JobSpec], str] = lambda job: job.label
+    ) -> None:
+        self.console, self.label = console, label
+        missing = [job for job in plan.jobs if job.id not in found.finished]
+        self.costs = {job.id: estimated_core_s(job, made=job.id in found.made) for job in missing}
+        self.done_share: dict[str, float] = dict.fromkeys(self.costs, 0.0)
+        self.running: dict[str, TaskID] = {}
+        self.failed_count = 0
+        self.best: tuple[float, str] | None = None
+        self.started_s = time.monotonic()
+        self.stage: TaskID | None = None
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[info]}", markup=False),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def __enter__(self) -> ProgressView:
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def begin_stage(self, name: str, what: str, total: int) -> None:
+        if self.stage is not None:
+            self.progress.remove_task(self.stage)
+        self.best = None  # stages score on different datasets
+        self.stage = self.progress.add_task(f"stage {name}", total=total, info="starting workers")
+        if not self.console.is_terminal:
+            self.console.print(f"stage {name}: {what}")
+
+    def started(self, job: JobSpec) -> None:
+        if job.id not in self.running:
+            self.running[job.id] = self.progress.add_task(f"  {self.label(job)}", total=job.total_steps or None, info="")
+        self._refresh()
+
+    def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None:
+        if job.id in self.running:
+            info = metrics["phase"]
+            if metrics["history"]:
+                info += f" loss {metrics['history'][-1]['train/loss']:.4f}"
+            self.progress.update(self.running[job.id], completed=metrics["step"], info=info)
+        # Scoring and saving come after the last step.
+        self.done_share[job.id] = 0.95 * metrics["step"] / max(1, metrics["total_steps"])
+        self._refresh()
+
+    def finished(self, job: JobSpec, record: dict[str, Any], *, note: str = "", advance: int = 1) -> None:
+        """A rung's score is by another protocol than the points', and does not compete with them."""
+        self._remove(job)
+        self.done_share[job.id] = 1.0
+        metrics = record["metrics"]
+        result = f"done in {duration(metrics['job_s'])}"
+        if "fid" in metrics:
+            result += f", {'proxy ' if isinstance(job, RungSpec) else ''}FID {metrics['fid']:.3f}{note}"
+            if not isinstance(job, RungSpec) and (self.best is None or metrics["fid"] < self.best[0]):
+                self.best = (metrics["fid"], self.label(job))
+        self._refresh(advance)
+        self.console.print(f"  {self.label(job)}: {result}", highlight=False)
+
+    def failed(self, job: JobSpec, reason: str, *, advance: int = 1) -> None:
+        self._remove(job)
+        self.done_share[job.id] = 1.0
+        self.failed_count += 1
+        self._refresh(advance)
+        self.console.print(f"  {self.label(job)}: failed: {reason}", style="red", markup=False, highlight=False)
+
+    def _remove(self, job: JobSpec) -> None:
+        if job.id in self.running:
+            self.progress.remove_task(self.running.pop(job.id))
+
+    def _refresh(self, advance: int = 0) -> None:
+        info = f"{len(self.running)} running, {self.failed_count} failed"
+        if self.best:
+            info += f", best FID {self.best[0]:.3f} ({self.best[1]})"
+        total = sum(self.costs.values())
+        done = sum(self.costs[i] * share for i, share in self.done_share.items() if i in self.costs)
+        if done > 0:
+            elapsed_s = time.monotonic() - self.started_s
+            info += f", about {duration(elapsed_s * (total - done) / done)} left"
+        if self.stage is not None:
+            self.progress.update(self.stage, advance=advance, info=info)

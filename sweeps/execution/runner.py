@@ -1,0 +1,98 @@
+"""Where and how jobs run: inside Tune's processes or on Ray Train worker groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ray
+import torch
+
+from sweeps.execution.cluster import num_cpus
+from trainables.specs.base import JobSpec, check
+from trainables.specs.models import LearngeneSpec
+from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
+
+RUNNERS = ("auto", "train", "tune")
+MIN_IMAGES_PER_WORKER = 16  # of a learngene's batch: more workers would wait for each other more than they compute
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerSpec:
+    """Where and how jobs run. `auto` takes Ray Train for anything with a GPU or with more than one worker."""
+
+    runner: str = "auto"
+    workers_per_trial: int = 1
+    gpus_per_worker: float = 0.0
+    max_concurrent: int | None = None
+    source_workers: int | None = None
+    checkpoint_every_steps: int = 100
+
+    def __post_init__(self) -> None:
+        check(self.runner in RUNNERS, f"unknown runner {self.runner!r}; choose one of {', '.join(RUNNERS)}")
+        check(self.workers_per_trial >= 1, f"workers_per_trial is {self.workers_per_trial}; it must be at least 1")
+        check(self.gpus_per_worker >= 0, f"gpus_per_worker is {self.gpus_per_worker}; it must be 0 or more")
+        check(self.max_concurrent is None or self.max_concurrent >= 1, "max_concurrent must be at least 1")
+        check(self.source_workers is None or self.source_workers >= 1, "source_workers must be at least 1")
+        check(self.checkpoint_every_steps >= 1, "checkpoint_every_steps must be at least 1")
+        several = self.workers_per_trial > 1 or (self.source_workers or 1) > 1
+        inline_only = self.runner == "tune" and (several or self.gpus_per_worker > 0)
+        check(not inline_only, "runner 'tune' runs one CPU worker per trial; use --runner train for more workers or GPUs")
+
+        shared_gpu = 0 < self.gpus_per_worker < 1
+        check(not (shared_gpu and several), "workers that share a GPU cannot train together; use --gpus-per-worker 1")
+
+    def check_this_machine(self) -> None:
+        """Raises ValueError if a sweep without a cluster asks for more workers or GPUs than this machine has."""
+        most = max(self.workers_per_trial, self.source_workers or 1)
+        cpus, gpus = num_cpus(), torch.cuda.device_count()
+        check(most <= cpus, f"{most} workers need {most} CPUs, this machine has {cpus}; use fewer, or join a Ray cluster")
+        check(
+            most * self.gpus_per_worker <= gpus,
+            f"{most} workers of {self.gpus_per_worker:g} GPUs do not fit on this machine's {gpus}; "
+            "use --gpus-per-worker 0, or join a Ray cluster (RAY_ADDRESS)",
+        )
+
+    def workers_for(self, job: JobSpec, cluster_slots: int) -> int:
+        """Workers of a job: the learngene, which everything waits for, takes the whole cluster unless told otherwise."""
+        if isinstance(job, ExtractorSpec):
+            return 1
+        if not isinstance(job, LearngeneSpec):
+            return self.workers_per_trial
+        wanted = self.source_workers or self._source_workers_on(cluster_slots)
+        most = wanted if self.source_workers else min(wanted, max(1, job.training.batch_size // MIN_IMAGES_PER_WORKER))
+        return max(n for n in range(1, most + 1) if job.training.batch_size % n == 0)
+
+    def _source_workers_on(self, cluster_slots: int) -> int:
+        if self.runner == "tune" or 0 < self.gpus_per_worker < 1:  # NCCL takes one worker per GPU
+            return 1
+        return max(self.workers_per_trial, cluster_slots)
+
+    def uses_worker_group(self, job: JobSpec, num_workers: int) -> bool:
+        if self.runner == "tune" or (isinstance(job, ExtractorSpec) and not isinstance(job, GivenExtractorSpec)):
+            return False
+        return self.groups_trials or num_workers > 1
+
+    @property
+    def groups_trials(self) -> bool:
+        """Whether points run on worker groups."""
+        return self.runner == "train" or self.workers_per_trial > 1 or self.gpus_per_worker > 0
+
+    def demand_of(self, job: JobSpec) -> tuple[dict[str, float], int]:
+        """Resources of one worker of a job, and the least number of workers that it can run with."""
+        if not self.uses_worker_group(job, self.workers_per_trial):
+            return {"CPU": 1}, 1
+        gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
+        return {"CPU": 1, **gpus}, 1 if isinstance(job, ExtractorSpec) else self.workers_per_trial
+
+
+def cluster_slots(runner: RunnerSpec) -> int:
+    """Workers that fit on the cluster as it is now."""
+    resources = ray.cluster_resources()
+    if runner.gpus_per_worker > 0:
+        return int(resources.get("GPU", 0) / runner.gpus_per_worker)
+    return int(resources.get("CPU", 1))
+
+
+def trials_that_fit(runner: RunnerSpec) -> int:
+    """Points that the cluster as it is now can run beside each other."""
+    return max(1, cluster_slots(runner) // runner.workers_per_trial)

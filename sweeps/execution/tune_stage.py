@@ -1,0 +1,279 @@
+"""Run the jobs of a stage as Ray Tune trials: inside the trial's reused process, or on a Ray Train worker group."""
+
+from __future__ import annotations
+
+import pickle
+import tempfile
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+import torch
+from pyarrow import fs
+from ray import tune
+from ray.tune.search import ConcurrencyLimiter, Searcher
+
+from sweeps.execution.cluster import is_joined
+from sweeps.execution.errors import StoppedSweep, last_line
+from sweeps.execution.ray_environment import WAITING_TRIALS
+from sweeps.execution.runner import RunnerSpec, cluster_slots, trials_that_fit
+from trainables.jobs.run import run_job
+from trainables.specs.base import JobSpec
+from trainables.storage.store import CHECKPOINT_FOLDER, Store, checkpoint_folder_name
+from trainables.training.context import RunContext
+from trainables.training.loop import TrainingDiverged
+
+MAX_RETRIES = 3  # of a trial that died or failed, unless it diverged or its input is bad: then it would fail again
+WAITING_GROUPS = 4  # at most: each has a gigabyte of processes on the head
+MEASURE_EVERY_S = 5.0
+ENDS_OF_TUNE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, tune.TuneError)  # also of files cut off by a full disk
+
+
+class JobSource(Protocol):
+    """Where a stage's jobs come from; asked in the sweep's own process whenever a worker is free."""
+
+    def next_job(self) -> JobSpec | None:
+        """None if there is nothing to start before a running job has ended, or nothing any more."""
+
+    def is_exhausted(self) -> bool:
+        """Whether there will be no further job, whatever the running ones give."""
+
+
+class FixedJobs:
+    """Jobs that are known beforehand, in their order."""
+
+    def __init__(self, jobs: Iterable[JobSpec]) -> None:
+        self.left = deque(jobs)
+
+    def next_job(self) -> JobSpec | None:
+        return self.left.popleft() if self.left else None
+
+    def is_exhausted(self) -> bool:
+        return not self.left
+
+
+class StageListener(Protocol):
+    """Hears of every job, in the sweep's own process."""
+
+    def started(self, job: JobSpec) -> None: ...
+    def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None: ...
+    def finished(self, job: JobSpec) -> None: ...
+    def failed(self, job: JobSpec, reason: str) -> None: ...
+
+
+def trials_at_once(runner: RunnerSpec, source: JobSource) -> int:
+    """Trials that run or wait for resources. On a joined cluster more than fit may wait: that is what makes it grow.
+
+    What waits costs nothing if it is of a grid and runs inline. A worker group waits in a process of its own, and a study
+    proposes better settings later: fewer of these wait, and more again once the cluster has grown.
+    """
+    if runner.max_concurrent is not None:
+        return runner.max_concurrent
+    fit = trials_that_fit(runner)
+    if not is_joined():
+        return fit
+    if not isinstance(source, FixedJobs):
+        return fit + 1
+    return fit + (min(fit, WAITING_GROUPS) if runner.groups_trials else WAITING_TRIALS)
+
+
+class InlineContext(RunContext):
+    """One CPU worker inside the Tune trial's own process."""
+
+    def __init__(self, store: Store, job: JobSpec) -> None:
+        self.store, self.job = store, job
+
+    @contextmanager
+    def restore(self):
+        # Found in the store and not through Tune, so that a sweep submitted again resumes just as a retried trial does.
+        latest = self.store.latest_checkpoint(self.job)
+        if latest is None:
+            yield None
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            fs.copy_files(latest, folder, self.store.filesystem, fs.LocalFileSystem())
+            yield Path(folder)
+
+    def report(self, metrics: dict[str, Any], checkpoint: Path | None) -> None:
+        tune.report(metrics, checkpoint=None if checkpoint is None else tune.Checkpoint.from_directory(checkpoint))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TrialSetup:
+    """What a Tune trial is told of its job; `group_size` 0 runs it inline."""
+
+    job: JobSpec
+    group_size: int
+    gpus_per_worker: float
+    store_location: str
+    checkpoint_every_steps: int
+
+    @property
+    def resources(self) -> tune.PlacementGroupFactory:
+        # The driver of a worker group takes no CPU: its workers are outside Tune's accounting and would wait for it for ever.
+        driver = {"node:__internal_head__": 0.001}
+        return tune.PlacementGroupFactory([driver if self.group_size else {"CPU": 1}])
+
+
+class _JobSearcher(Searcher):
+    """Hands a source's jobs to Tune as trials."""
+
+    def __init__(self, source: JobSource, runner: RunnerSpec, store: Store, slots: int) -> None:
+        super().__init__()
+        self.source, self.runner, self.store, self.slots = source, runner, store, slots
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune writes it beside the checkpoints, where a study storage's password does not belong
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        job = self.source.next_job()
+        if job is None:
+            return Searcher.FINISHED if self.source.is_exhausted() else None
+        num_workers = self.runner.workers_for(job, self.slots)
+        setup = _TrialSetup(
+            job=job,
+            group_size=num_workers if self.runner.uses_worker_group(job, num_workers) else 0,
+            gpus_per_worker=self.runner.gpus_per_worker,
+            store_location=self.store.location,
+            checkpoint_every_steps=self.runner.checkpoint_every_steps,
+        )
+        return {"setup": setup}
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """Sources hear of their jobs through the stage's listener, with the reason of a failure."""
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()  # for Tuner.restore, which sweeps do not use
+
+
+def _trial(config: dict[str, Any]) -> None:
+    """A Tune trial: one job."""
+    setup = config["setup"]
+    job, store_location, every = setup.job, setup.store_location, setup.checkpoint_every_steps
+    if not setup.group_size:
+        torch.set_num_threads(1)
+        context = InlineContext(Store(store_location), job)
+        try:
+            run_job(job, store_location, context, checkpoint_every_steps=every)
+        except (TrainingDiverged, ValueError) as error:  # to be had again if it were tried again
+            tune.report({"failure": str(error)})
+        return
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from trainables.worker import WorkerGroupFailed, WorkerGroupSpec, run_on_worker_group
+
+    try:
+        run_on_worker_group(
+            job,
+            Store(store_location),
+            WorkerGroupSpec(num_workers=setup.group_size, gpus=setup.gpus_per_worker),
+            checkpoint_every_steps=every,
+            callbacks=[TuneReportCallback()],
+            max_failures=MAX_RETRIES,
+        )
+    except WorkerGroupFailed as error:
+        tune.report({"failure": last_line(str(error))})
+
+
+class _GrowingLimiter(tune.Callback):
+    """Lets more trials in as the cluster grows."""
+
+    def __init__(self, limiter: ConcurrencyLimiter, measure: Callable[[], int]) -> None:
+        self.limiter, self.measure = limiter, measure
+        self.measured_s = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as for _TuneEvents
+
+    def on_step_begin(self, iteration, trials, **info) -> None:
+        if time.monotonic() - self.measured_s > MEASURE_EVERY_S:
+            self.limiter.max_concurrent, self.measured_s = self.measure(), time.monotonic()
+
+
+class _TuneEvents(tune.Callback):
+    """Translates Tune's callbacks for the listener, and clears up after finished jobs."""
+
+    def __init__(self, listener: StageListener, store: Store) -> None:
+        self.listener, self.store = listener, store
+        self.all_done = True
+        self.failures: dict[str, str] = {}
+
+    @staticmethod
+    def _job(trial) -> JobSpec:
+        return trial.config["setup"].job
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune pickles its callbacks for Tuner.restore, which sweeps do not use; a listener cannot be pickled
+
+    def on_trial_start(self, iteration, trials, trial, **info) -> None:
+        self.listener.started(self._job(trial))
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        job = self._job(trial)
+        if "failure" in result:
+            self.failures[job.id] = result["failure"]
+        if "history" in result:
+            self.listener.reported(job, result)
+
+    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        job = self._job(trial)
+        if self.store.read_record(job) is None:
+            self.all_done = False
+            self.listener.failed(job, self.failures.get(job.id, "ended without a result"))
+            return
+        if job.run_id == job.id:  # else the training goes on in another job
+            self.store.delete_checkpoints(job)
+        self.listener.finished(job)
+
+    def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        self.all_done = False
+        self.listener.failed(self._job(trial), _reason(trial.error_file))
+
+
+def _reason(error_file: str | None) -> str:
+    """The last line of a failed trial's traceback, from Tune's local file: the copy in the storage may come later."""
+    return last_line(Path(error_file).read_text() if error_file else "")
+
+
+def run_stage(name: str, source: JobSource, store: Store, runner: RunnerSpec, listener: StageListener) -> None:
+    """Run a source's jobs until it has no more; checkpoints of finished jobs are deleted.
+
+    An interrupted stage leaves its checkpoints: the same jobs run again go on from them.
+    """
+    slots = max(1, cluster_slots(runner))
+    attempt = f"{name}-{uuid.uuid4().hex[:8]}"  # a folder of its own: Ray would write over an older attempt's checkpoints
+    events = _TuneEvents(listener, store)
+    limiter = ConcurrencyLimiter(_JobSearcher(source, runner, store, slots), max_concurrent=trials_at_once(runner, source))
+    tuner = tune.Tuner(
+        tune.with_resources(_trial, lambda config: config["setup"].resources),
+        tune_config=tune.TuneConfig(
+            search_alg=limiter,
+            num_samples=-1,  # as many as the source has
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["setup"].job.id,
+            trial_dirname_creator=lambda trial: checkpoint_folder_name(trial.config["setup"].job),
+        ),
+        run_config=tune.RunConfig(
+            name=attempt,
+            storage_path=f"{store.root}/{CHECKPOINT_FOLDER}",
+            storage_filesystem=store.filesystem,
+            failure_config=tune.FailureConfig(max_failures=MAX_RETRIES),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+            callbacks=[events, _GrowingLimiter(limiter, lambda: trials_at_once(runner, source))],
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    except StoppedSweep:
+        raise
+    except (*ENDS_OF_TUNE, ray.exceptions.RayError) as error:
+        raise StoppedSweep(f"Ray ended the stage {name}: {last_line(str(error))}") from error
+    if events.all_done:
+        store.delete(f"{CHECKPOINT_FOLDER}/{attempt}")

@@ -1,0 +1,1 @@
+"""From a grid to a plan of jobs, with their predicted costs. Computes nothing."""

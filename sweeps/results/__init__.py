@@ -1,0 +1,1 @@
+"""What a sweep found: fronts, ledger, curves, the best model under a budget."""

@@ -1,0 +1,97 @@
+"""What may be deleted after a sweep: weights that no front needs, banks that nothing will read again, left checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import click
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from sweeps.planning.plan import Plan
+from sweeps.results.pareto import COSTS, by_protocol, points_from, report_rows
+from trainables.specs.from_record import job_from_record
+from trainables.specs.transfers import TransferSpec
+from trainables.storage.files import BANK_FILE, DELTA_FILE, MODEL_FILE
+from trainables.storage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deletable:
+    """A file or folder below a storage path's root, and why it may go."""
+
+    path: str
+    size_bytes: int
+    what: str
+
+
+def deletable(plan: Plan, store: Store) -> list[Deletable]:
+    """Kept are: points on a front (the joint one or their method's, by any cost), base models of deltas that are kept or of
+    any other sweep's, what unfinished jobs are made from, learngenes, extractors and whatever was brought along. Records,
+    scores and pictures stay in any case.
+    """
+    records = {job.id: record for job in plan.jobs if (record := store.read_record(job))}
+    finished = [(point, records[point.id]) for point in plan.points if point.id in records]
+    unfinished = [job for job in plan.jobs if job.id not in records]
+    on_front = _front_ids(finished, plan)
+    needed = {need.id for job in unfinished for need in job.needs}
+    dropped = [point for point, _ in finished if point.id not in on_front and point.id not in needed]
+    dropped_ids = {point.id for point in dropped}
+    in_use = {base for transfer, base in _bases_of_deltas(store) if transfer not in dropped_ids}
+    files = [(point, DELTA_FILE, "delta on no front") for point in dropped if isinstance(point, TransferSpec)]
+    bases = [point for point in dropped if not isinstance(point, TransferSpec) and point.id not in in_use]
+    files += [(base, MODEL_FILE, "weights on no front") for base in bases]
+    banks = [bank for bank in plan.bank if bank.id in records and bank.id not in needed]
+    files += [(bank, BANK_FILE, "bank whose transfers are done") for bank in banks]
+    labels, done = plan.labels, [job for job in plan.jobs if job.id in records]
+    found = [
+        Deletable(path=path, size_bytes=size, what=f"{labels[job.id]}: {what}")
+        for job, name, what in files
+        if (size := store.size_of(path := f"{job.folder}/{name}")) is not None
+    ]
+    return found + [
+        Deletable(path=path, size_bytes=size, what="checkpoints of finished jobs")
+        for path, size in store.checkpoint_folders(done)
+    ]
+
+
+def _front_ids(finished: list, plan: Plan) -> set[str]:
+    ids: set[str] = set()
+    for points in by_protocol(points_from(finished, plan.names)).values():
+        for row in report_rows(points):
+            if any(row[f"{kind}_{cost}"] for kind in ("front", "method_front") for cost in COSTS):
+                ids |= set(row["trial_ids"].split())
+    return ids
+
+
+def _bases_of_deltas(store: Store) -> Iterable[tuple[str, str]]:
+    """(transfer, base) of every delta that is there, whichever sweep's."""
+    for record in store.records("transfer"):
+        job = job_from_record(record)
+        if isinstance(job, TransferSpec) and store.size_of(f"{job.folder}/{DELTA_FILE}") is not None:
+            yield job.id, job.base.id
+
+
+def clean(plan: Plan, store: Store, console: Console, *, confirmed: bool) -> None:
+    """List what may be deleted; delete it if that was confirmed, on the command line or when asked."""
+    found = deletable(plan, store)
+    if not found:
+        console.print("Nothing to delete: what is left is on a front or in use.")
+        return
+    table = Table(title="May be deleted", title_justify="left", box=SIMPLE)
+    for column in ("what", "bytes", "path"):
+        table.add_column(column, justify="right" if column == "bytes" else "left", overflow="fold")
+    for item in found:
+        table.add_row(item.what, f"{item.size_bytes:,}", item.path)
+    console.print(table)
+    total = sum(item.size_bytes for item in found)
+    console.print(f"{total:,} bytes in {store.location}", soft_wrap=True, highlight=False)
+    if not confirmed and not console.is_terminal:
+        console.print("Nothing was deleted; add --yes to delete it.")
+        return
+    if confirmed or click.confirm("Delete it?"):
+        for item in found:
+            store.delete(item.path)
+        console.print(f"deleted {total:,} bytes; scores, records and pictures are still there")

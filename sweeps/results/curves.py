@@ -1,0 +1,54 @@
+"""Rows of what is reported beside the points: schedules over the timesteps, FID over the share of replaced steps, and the
+errors of a decomposition."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fine_core.initializers.fine.factorized import BLOCK_MATRICES
+from fine_core.retention import RetentionSchedule
+from sweeps.planning.names import MethodNames
+from sweeps.results.pareto import standard_error
+from trainables.specs.models import DecomposedLearngeneSpec
+from trainables.specs.transfers import CurveSpec, TransferSpec
+
+
+def used_schedules(transfers: Sequence[TransferSpec]) -> dict[str, dict[str, list[float]]]:
+    """psi and xi over all timesteps of every schedule that a plan uses."""
+    schedules = {str(job.rehearsal.schedule): job.rehearsal.schedule for job in transfers if job.rehearsal is not None}
+    return {name: schedule_curves(schedule) for name, schedule in schedules.items()}
+
+
+def schedule_curves(schedule: RetentionSchedule) -> dict[str, list[float]]:
+    """psi and xi over all timesteps."""
+    return {"psi": schedule.psi().tolist(), "xi": schedule.xi().tolist()}
+
+
+def decomposition_rows(job: DecomposedLearngeneSpec, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per matrix type: its relative error after the joint SVD and after alternating least squares."""
+    errors = {m: {step: record["metrics"][f"error/{m}/{step}"] for step in ("joint_svd", "als")} for m in BLOCK_MATRICES}
+    return [{"matrix": matrix, "rank": job.rank, **values} for matrix, values in errors.items()]
+
+
+def curve_rows(results: Sequence[tuple[CurveSpec, dict[str, Any]]], names: MethodNames) -> list[dict[str, Any]]:
+    """One row per transfer method and share, averaged over the seeds."""
+    fids: dict[tuple[str, str, str, float], list[float]] = defaultdict(list)
+    for job, record in results:
+        for share, fid in zip(record["shares"], record["fids"], strict=True):
+            fids[(names.of(job.transfer), job.transfer.size.name, record["protocol"], share)].append(fid)
+    return [
+        {
+            "method": method,
+            "size": size,
+            "share": share,
+            "fid": float(np.mean(values)),
+            "fid_stderr": standard_error(values),
+            "num_seeds": len(values),
+            "protocol": protocol,
+        }
+        for (method, size, protocol, share), values in sorted(fids.items())
+    ]

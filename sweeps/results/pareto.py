@@ -1,0 +1,167 @@
+"""Points of a sweep from its records, and the non-dominated front of cost against FID with its uncertainty."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sweeps.planning.names import MethodNames
+from trainables.specs.models import PointSpec
+from trainables.specs.transfers import TransferSpec
+
+COSTS = ("params_total", "macs", "serve_bytes", "params_trainable")
+MEANS = ("fid", "train_s", "eval_s")
+OPTIONAL_MEANS = ("kid", "sfid", "inception_score", "precision", "recall")  # where extractor and reference allow them
+FORGETTING = ("source_fid", "source_fid_before", "distance", "tuned_distance", "tuned_distance_per_parameter")
+NUM_DRAWS = 4000
+
+
+Results = Sequence[tuple[PointSpec, dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One method at one size, over its seeds: a base model, or the transfer of one.
+
+    `fid_stderr` is None with a single seed; what is forgotten is None for base models. `serve_bytes` is what the point adds
+    to storage: the dense weights of a base model, the delta of a transfer.
+    """
+
+    method: str
+    initialization: str
+    transfer: str
+    dataset: str
+    depth: int
+    width: int
+    num_heads: int
+    protocol: str
+    trial_ids: str
+    num_seeds: int
+    fid: float
+    fid_stderr: float | None
+    kid: float | None
+    sfid: float | None
+    inception_score: float | None
+    precision: float | None
+    recall: float | None
+    params_total: int
+    params_trainable: int
+    macs: int
+    serve_bytes: int
+    train_s: float
+    eval_s: float
+    source_fid: float | None
+    source_fid_before: float | None
+    distance: float | None
+    tuned_distance: float | None
+    tuned_distance_per_parameter: float | None
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} L{self.depth}-D{self.width}"
+
+
+def points_from(results: Results, names: MethodNames) -> list[Point]:
+    """Average the seeds of every (method, size, protocol): base models before transfers, cheapest first."""
+    groups: dict[tuple, list[tuple[PointSpec, dict[str, Any]]]] = defaultdict(list)
+    for job, record in results:
+        groups[(names.of(job), job.size, record["protocol"])].append((job, record))
+    points = []
+    for (method, size, protocol), members in groups.items():
+        metrics = [record["metrics"] for _, record in members]
+        job = members[0][0]
+        fids = [m["fid"] for m in metrics]
+        points.append(
+            Point(
+                method=method,
+                initialization=job.initialization.name,
+                transfer=job.method if isinstance(job, TransferSpec) else "none",
+                dataset=job.dataset,
+                depth=size.depth,
+                width=size.width,
+                num_heads=size.num_heads,
+                protocol=protocol,
+                trial_ids=" ".join(job.id for job, _ in members),
+                num_seeds=len(members),
+                fid_stderr=standard_error(fids),
+                **{name: _mean(metrics, name) for name in (*MEANS, *OPTIONAL_MEANS)},
+                **{name: _mean(metrics, f"forgetting/{name}") for name in FORGETTING},
+                **{cost: metrics[0][cost] for cost in COSTS},
+            )
+        )
+    return sorted(points, key=lambda p: (p.transfer != "none", p.params_total, p.fid))
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of the mean of independent values; None for a single one."""
+    return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def _mean(metrics: list[dict[str, float]], name: str) -> float | None:
+    return float(np.mean([m[name] for m in metrics])) if name in metrics[0] else None
+
+
+def non_dominated(costs: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Mask (..., N) of points that no other point beats: lower or equal in both, and strictly lower in one.
+
+    costs (N,), scores (..., N): several draws of the scores are judged at once.
+    """
+    cheaper, strictly_cheaper = costs[:, None] <= costs, costs[:, None] < costs  # (other, point)
+    better, strictly_better = scores[..., :, None] <= scores[..., None, :], scores[..., :, None] < scores[..., None, :]
+    dominates = cheaper & better & (strictly_cheaper | strictly_better)
+    return ~dominates.any(axis=-2)
+
+
+def front(points: Sequence[Point], cost: str) -> list[bool]:
+    """Which points are on the front of `cost` against mean FID. Raises ValueError if their protocols differ."""
+    _check_one_protocol(points)
+    costs = np.array([getattr(p, cost) for p in points], dtype=float)
+    return non_dominated(costs, np.array([p.fid for p in points])).tolist()
+
+
+def front_probability(points: Sequence[Point], cost: str) -> list[float | None]:
+    """Chance that each point is on the front when every FID is redrawn from its mean and standard error.
+
+    None for all as long as a point has a single seed.
+    """
+    _check_one_protocol(points)
+    if any(p.fid_stderr is None for p in points):
+        return [None] * len(points)
+    costs = np.array([getattr(p, cost) for p in points], dtype=float)
+    means, errors = np.array([p.fid for p in points]), np.array([p.fid_stderr for p in points])
+    draws = np.random.default_rng(0).normal(means, errors, size=(NUM_DRAWS, len(points)))
+    return np.mean([non_dominated(costs, draw) for draw in draws], axis=0).tolist()
+
+
+def _check_one_protocol(points: Sequence[Point]) -> None:
+    if len({p.protocol for p in points}) > 1:
+        raise ValueError("points of different protocols cannot share a front")
+
+
+def by_protocol(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """Points that may be compared with each other."""
+    groups: dict[str, list[Point]] = defaultdict(list)
+    for point in points:
+        groups[point.protocol].append(point)
+    return dict(groups)
+
+
+def report_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """The table of the report: every point with its membership in the joint fronts and in its own method's."""
+    rows = [vars(p) | {"label": p.label} for p in points]
+    by_method: dict[str, list[int]] = defaultdict(list)
+    for index, point in enumerate(points):
+        by_method[point.method].append(index)
+    for cost in COSTS:
+        for row, member in zip(rows, front(points, cost), strict=True):
+            row[f"front_{cost}"] = member
+        for indices in by_method.values():
+            for index, member in zip(indices, front([points[i] for i in indices], cost), strict=True):
+                rows[index][f"method_front_{cost}"] = member
+    for row, probability in zip(rows, front_probability(points, "params_total"), strict=True):
+        row["front_probability"] = probability
+    return rows

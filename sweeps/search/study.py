@@ -1,0 +1,352 @@
+"""Optuna studies of transfer settings: which point is tried next, how far it is trained, and what it scored.
+
+A study lives in its storage and the scores in the store; a study opened again goes on where it was. Trials that were running
+are carried on under their own numbers, so that none is lost and none is counted twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from fine_core.evaluation.protocol import EvaluationSpec
+from fine_core.randomness import stream_seed
+from sweeps.execution.errors import without_password
+from sweeps.planning.grid import GridSpec
+from sweeps.search.space import Point, SearchSpace
+from trainables.specs.base import JobSpec, check
+from trainables.specs.transfers import RungSpec, TransferSpec
+from trainables.storage.store import Store
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+# objective -> metric of a transfer's record; all are minimized
+OBJECTIVES = {"fid": "fid", "forgetting": "forgetting/source_fid", "serve_bytes": "serve_bytes"}
+SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random")
+NSGA2_FROM_TRIALS = 1000  # below it TPE learns faster
+DEFINITION = "definition"  # Optuna user attributes
+OUTCOME = "outcome"
+STOPPED = "stopped"  # how the outcome of a trial begins that was given up at a rung
+PASSED = "passed_step"  # the last rung from which a trial went on
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalvingSpec:
+    """Successive halving (Li et al., arXiv 1810.05934): at every rung the best 1 / `reduction_factor` so far go on.
+
+    `rungs` are training steps; the scores there are by `evaluation`, the proxy protocol.
+    """
+
+    rungs: tuple[int, ...]
+    reduction_factor: int
+    evaluation: EvaluationSpec
+
+    def pruner(self) -> optuna.pruners.BasePruner:
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=self.rungs[0], reduction_factor=self.reduction_factor)
+
+
+def rungs_of(steps: int, reduction_factor: int) -> tuple[int, ...]:
+    """The two rungs below `steps`, each `reduction_factor` times the one before; fewer where the steps do not suffice."""
+    first = max(steps // reduction_factor**2, min(1, steps // reduction_factor))
+    return tuple(rung for rung in (first, first * reduction_factor) if rung > 0 and rung * reduction_factor <= steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySpec:
+    """One study: a space over the settings of one method, at one size or over several.
+
+    `sizes`: name -> (depth, width). `known`: points that are tried first. `limits`: largest values of metrics of a transfer.
+    """
+
+    name: str
+    method: str
+    initialization: str
+    sizes: dict[str, tuple[int, int]]
+    space: SearchSpace
+    objectives: tuple[str, ...]
+    num_trials: int
+    sampler: str
+    seed: int
+    grid: GridSpec
+    known: tuple[Point, ...]
+    halving: HalvingSpec | None = None
+    limits: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        sizes = list(self.sizes)
+        return f"{self.method} {sizes[0] if len(sizes) == 1 else f'{sizes[0]} to {sizes[-1]}'}"
+
+    def transfer(self, point: Point) -> TransferSpec:
+        """The transfer that a point stands for."""
+        settings = self.space.settings(point)
+        depth, width = self.sizes[point.get("size", next(iter(self.sizes)))]
+        where = {"initialization": self.initialization, "seed": self.grid.seeds[0]}
+        return self.grid.transferred(self.method, settings, depth=depth, width=width, **where)
+
+    def default_transfer(self, size: str) -> TransferSpec:
+        """What the grid would do at a size without a search."""
+        return self.transfer(self.space.point(self.space.default_at(size), size))
+
+    @property
+    def definition(self) -> str:
+        """Equal for studies that may share their trials, whatever their number of trials, sampler and known points."""
+        content = {
+            "space": self.space.description(),
+            "objectives": self.objectives,
+            "limits": self.limits,
+            "halving": None if self.halving is None else asdict(self.halving),
+            "defaults": {size: self.default_transfer(size).id for size in self.sizes},
+        }
+        return json.dumps(content, sort_keys=True)
+
+
+def study_digest(spec: StudySpec) -> str:
+    """A short hash that tells studies apart that must not be mixed: by definition, sampler and seed."""
+    return hashlib.sha256(f"{spec.definition} {spec.sampler} {spec.seed}".encode()).hexdigest()[:8]
+
+
+def make_sampler(spec: StudySpec, number: int) -> optuna.samplers.BaseSampler:
+    """The sampler of trial `number`. Its seed depends on the number, so that a study opened again does not repeat itself."""
+    seed = stream_seed(spec.seed, f"search-{number}") % 2**32
+    match chosen_sampler(spec):
+        case "tpe":
+            return optuna.samplers.TPESampler(seed=seed)
+        case "gp":
+            return optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False)
+        case "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed)
+        case _:
+            return optuna.samplers.RandomSampler(seed=seed)
+
+
+def chosen_sampler(spec: StudySpec) -> str:
+    """`auto`: NSGA-II for very many trials of several objectives; a Gaussian process where no parameter depends on another and
+    no trial is stopped early, from which it would not learn; else TPE."""
+    if spec.sampler != "auto":
+        return spec.sampler
+    if len(spec.objectives) > 1 and spec.num_trials >= NSGA2_FROM_TRIALS:
+        return "nsga2"
+    conditional = any(parameter.only_if for parameter in spec.space.parameters)
+    return "tpe" if conditional or spec.halving is not None else "gp"
+
+
+class StudyError(ValueError):
+    """A study that cannot be opened, or that was made for something else."""
+
+
+@dataclass(kw_only=True)
+class _Running:
+    """A transfer in progress and the trials that wait for it: a sampler may propose the same point twice."""
+
+    transfer: TransferSpec
+    trial: optuna.Trial
+    others: list[optuna.Trial] = field(default_factory=list)
+
+
+class ScheduleStudy:
+    """One open study, as a source of jobs. Raises StudyError if the storage cannot be used or holds another study."""
+
+    def __init__(self, spec: StudySpec, store: Store, storage: str) -> None:
+        self.spec, self.store = spec, store
+        self.study = self._open(storage)
+        self.labels: dict[str, str] = {}  # id of a transfer -> the trial that it belongs to, for people
+        self.ready: deque[JobSpec] = deque()
+        self.running: dict[str, _Running] = {}
+        self.broken: dict[int, str] = {}  # trials that failed for another reason than their point; tried again next time
+        self.exempt = {spec.default_transfer(size).id for size in spec.sizes}  # compared with, so never stopped early
+        for point in spec.known:
+            self.study.enqueue_trial(point, skip_if_exists=True)
+        for frozen in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            self.study.sampler = make_sampler(spec, frozen.number)
+            self._start(optuna.Trial(self.study, frozen._trial_id))
+
+    def _open(self, storage: str) -> optuna.Study:
+        spec = self.spec
+        try:
+            study = optuna.create_study(
+                storage=storage,
+                study_name=spec.name,
+                directions=["minimize"] * len(spec.objectives),
+                pruner=optuna.pruners.NopPruner() if spec.halving is None else spec.halving.pruner(),
+                load_if_exists=True,
+            )
+        except Exception as error:  # every driver of every database has its own
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            place = without_password(storage)
+            raise StudyError(f"study storage {place!r} cannot be used ({reason}); use sqlite:///PATH.db") from error
+        known = study.user_attrs.get(DEFINITION)
+        if known is None:
+            check(not study.trials, f"study {spec.name!r} was not made by schedule_search.py; take another --study")
+            study.set_user_attr(DEFINITION, spec.definition)
+            study.set_metric_names(list(spec.objectives))  # as optuna-dashboard shows them
+        elif known != spec.definition:
+            raise StudyError(
+                f"study {spec.name!r} exists with another {_difference(known, spec.definition)}; "
+                "take another --study, or the options that it was made with"
+            )
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            check(
+                self.store.read_record(spec.transfer(trial.params)) is not None,
+                f"study {spec.name!r} has scores that {self.store.location} does not hold; take another --study, "
+                "or the --storage-path that it was made with",
+            )
+        return study
+
+    # A source of jobs.
+
+    def next_job(self) -> JobSpec | None:
+        while not self.ready and self.num_asked < self.spec.num_trials:
+            self.study.sampler = make_sampler(self.spec, self.num_asked)
+            self._start(self.study.ask())
+        return self.ready.popleft() if self.ready else None
+
+    def is_exhausted(self) -> bool:
+        return not self.ready and not self.running and self.num_asked >= self.spec.num_trials
+
+    @property
+    def num_asked(self) -> int:
+        return sum(t.state != TrialState.WAITING for t in self.study.get_trials(deepcopy=False))
+
+    @property
+    def finished_trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+    def complete_trials(self) -> list[FrozenTrial]:
+        return [trial for trial in self.finished_trials if trial.state == TrialState.COMPLETE]
+
+    def scored(self) -> list[TransferSpec]:
+        """The transfers that have a score of the full protocol."""
+        return [self.spec.transfer(trial.params) for trial in self.complete_trials()]
+
+    def stopped(self) -> list[tuple[TransferSpec, str]]:
+        """The transfers that were given up at a rung, and at which. (One that diverged has failed, and is not among them.)"""
+        ended = [(self.spec.transfer(trial.params), trial.user_attrs[OUTCOME]) for trial in self.finished_trials]
+        return [(transfer, outcome) for transfer, outcome in ended if outcome.startswith(STOPPED)]
+
+    def _start(self, trial: optuna.Trial) -> None:
+        transfer = self.spec.transfer(self.spec.space.suggest(trial))  # a trial carried on keeps the values that it has
+        trial.set_user_attr("transfer_id", transfer.id)
+        trial.set_user_attr("size", transfer.size.name)
+        self.labels.setdefault(transfer.id, f"{transfer.size.name} trial {trial.number} {transfer.method_label}")
+        if transfer.id in self.running:
+            self.running[transfer.id].others.append(trial)
+            return
+        self.running[transfer.id] = _Running(transfer=transfer, trial=trial)
+        self._advance(transfer.id)
+
+    def _advance(self, transfer_id: str) -> None:
+        """Queue what a trial needs next, or tell Optuna how it ended."""
+        running = self.running[transfer_id]
+        transfer, trial = running.transfer, running.trial
+        if (record := self.store.read_record(transfer)) is not None:
+            self._complete(running, record)
+            return
+        for rung in self.rungs(transfer):
+            # Read anew: this may be a trial that was cut off anywhere between two of these lines.
+            known = self._frozen(trial)
+            if known.user_attrs.get(PASSED, 0) >= rung.step:
+                continue
+            if (record := self.store.read_record(rung)) is None:
+                self.ready.append(rung)
+                return
+            if rung.step not in known.intermediate_values:
+                trial.report(record["metrics"]["fid"], rung.step)
+            stops = trial.should_prune() and transfer.id not in self.exempt
+            if stops or OUTCOME in known.user_attrs:
+                self._end(running, TrialState.PRUNED, f"{STOPPED} at step {rung.step}")
+                return
+            trial.set_user_attr(PASSED, rung.step)
+        self.ready.append(transfer)
+
+    def _frozen(self, trial: optuna.Trial) -> FrozenTrial:
+        return trial.storage.get_trial(trial._trial_id)
+
+    def rungs(self, transfer: TransferSpec) -> list[RungSpec]:
+        if self.spec.halving is None:
+            return []
+        return [
+            RungSpec(transfer=transfer, step=step, evaluation=self.spec.halving.evaluation) for step in self.spec.halving.rungs
+        ]
+
+    def _complete(self, running: _Running, record: dict[str, Any]) -> None:
+        metrics = record["metrics"]
+        for trial in (running.trial, *running.others):
+            for name, limit in self.spec.limits.items():
+                trial.set_constraint(name, metrics[name] - limit)
+            for name in ("fid", "serve_bytes", "params_total"):
+                trial.set_user_attr(name, metrics[name])
+        values = [metrics[OBJECTIVES[name]] for name in self.spec.objectives]
+        self._end(running, TrialState.COMPLETE, "scored", values)
+
+    def _end(self, running: _Running, state: TrialState, outcome: str, values: list[float] | None = None) -> None:
+        trials = (running.trial, *running.others)
+        for trial in trials:
+            trial.set_user_attr(OUTCOME, outcome)
+        if state == TrialState.PRUNED:  # a transfer that was trained to its end has left none
+            self.store.delete_checkpoints(running.transfer)
+        for trial in trials:
+            self.study.tell(trial, values, state=state, skip_if_finished=True)
+        del self.running[running.transfer.id]
+
+    # What became of its jobs.
+
+    def finished(self, job: JobSpec) -> str | None:
+        """Take in a job's record. Returns why its transfer was ended early, if it was.
+
+        Heard again, it changes nothing: Tune runs a job again if a first hearing failed.
+        """
+        if job.run_id not in self.running:
+            return None
+        trial = self.running[job.run_id].trial
+        self._advance(job.run_id)
+        ended = self._frozen(trial)
+        return ended.user_attrs[OUTCOME] if ended.state == TrialState.PRUNED else None
+
+    def failed(self, job: JobSpec, reason: str) -> None:
+        """A point whose training diverges has had its trial; anything else is tried again by the same command."""
+        running = self.running.get(job.run_id)
+        if running is None:
+            return
+        if "TrainingDiverged" in reason:
+            self._end(running, TrialState.PRUNED, f"diverged: {reason.rpartition('TrainingDiverged: ')[2]}")
+            return
+        for trial in (running.trial, *running.others):
+            self.broken[trial.number] = reason
+        del self.running[job.run_id]
+
+    @property
+    def num_waiting(self) -> int:
+        """Known points for which there was no trial left."""
+        return len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+
+def _difference(known: str, wanted: str) -> str:
+    """The parts in which two definitions differ."""
+    before, after = json.loads(known), json.loads(wanted)
+    names = {"space": "search space", "defaults": "task (model, target, training or scoring)", "halving": "early stopping"}
+    return ", ".join(names.get(key, key) for key in after if before.get(key) != after[key])
+
+
+class Studies:
+    """Several studies as one source: what is promoted goes first, then the study that has tried least."""
+
+    def __init__(self, studies: list[ScheduleStudy]) -> None:
+        self.studies = studies
+
+    def next_job(self) -> JobSpec | None:
+        for study in sorted(self.studies, key=lambda s: (not s.ready, s.num_asked)):
+            if (job := study.next_job()) is not None:
+                return job
+        return None
+
+    def is_exhausted(self) -> bool:
+        return all(study.is_exhausted() for study in self.studies)

@@ -1,0 +1,1 @@
+"""What computes a job, one file a kind."""

@@ -1,0 +1,1 @@
+"""Frozen specs of what can be computed."""

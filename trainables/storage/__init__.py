@@ -1,0 +1,1 @@
+"""The storage path: finished jobs, their files and their provenance."""

@@ -1,0 +1,232 @@
+"""The storage path: finished jobs as folders `<kind>/<id>` on a local disk, NFS or an object store (pyarrow.fs).
+
+A job is finished if and only if its `record.json` exists; it is written last and names the hash of every other file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from fine_core.files import file_bytes, sha256_of
+from trainables.specs.base import JobSpec
+from trainables.storage.files import PROGRESS_FILE, RECORD_FILE, STATE_FILE
+
+CHECKPOINT_FOLDER = "tune"  # Ray Tune's: <attempt>/<run id>.<job id>/checkpoint_*
+WORKER_GROUP_FOLDER = "train"  # Ray Train's: <run id>/checkpoint_*
+
+
+MADE_FOLDER = "made"  # which job has made what: <made id>.json
+MADE_ONCE = ("learngene", "trial", "bank", "transfer")  # kinds of jobs that need not be computed again to be scored otherwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """A finished job that differs from another one in how it was scored alone."""
+
+    folder: str
+
+
+class StoreError(ValueError):
+    """The storage path cannot be used, or holds a damaged file."""
+
+
+class Store:
+    """Opens a local path or a URI that pyarrow knows (s3://, gs://, hdfs://). Raises StoreError for one it does not know."""
+
+    def __init__(self, location: str | os.PathLike) -> None:
+        location = str(location)
+        try:
+            if "://" in location:
+                self.filesystem, self.root = fs.FileSystem.from_uri(location)
+                self.location = location
+            else:
+                self.filesystem, self.root = fs.LocalFileSystem(), str(Path(location).expanduser().absolute())
+                self.location = self.root
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._unusable(location, error) from error
+
+    @staticmethod
+    def _unusable(location: str, error: Exception) -> StoreError:
+        reason = str(error).splitlines()[0]
+        return StoreError(f"storage path {location!r} cannot be written ({reason}); name a writable folder")
+
+    def check_writable(self) -> None:
+        """Raises StoreError if nothing can be written here. Called once, before a sweep starts."""
+        probe = f"{self.root}/.probe-{uuid.uuid4().hex}"
+        try:
+            self.filesystem.create_dir(self.root, recursive=True)
+            self._write(probe, b"")
+            self.filesystem.delete_file(probe)
+        except OSError as error:
+            raise self._unusable(self.location, error) from error
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def _write(self, path: str, content: bytes) -> None:
+        with self.filesystem.open_output_stream(path) as stream:
+            stream.write(content)
+
+    def read_record(self, job: JobSpec | Twin) -> dict[str, Any] | None:
+        """The record of a finished job, else None. A half-written record counts as not finished.
+
+        Raises StoreError for one that may not be read.
+        """
+        return self._read_json(f"{self.root}/{job.folder}/{RECORD_FILE}")
+
+    def _read_json(self, path: str) -> dict[str, Any] | None:
+        try:
+            with self.filesystem.open_input_stream(path) as stream:
+                return json.loads(stream.readall())
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            return None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read: {error}") from error
+
+    def records(self, kind: str) -> Iterator[dict[str, Any]]:
+        """The records of all finished jobs of a kind."""
+        selector = fs.FileSelector(f"{self.root}/{kind}", allow_not_found=True)
+        for info in sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path):
+            record = self._read_json(f"{info.path}/{RECORD_FILE}")
+            if record is not None:
+                yield record
+
+    def twin(self, job: JobSpec, *, intact: bool = True) -> Twin | None:
+        """A finished job that has made what this one is to make, and was scored in another way; None if there is none.
+
+        `intact`: whether its files must be what they were, which takes reading them; they must be there in any case.
+        """
+        index = self._read_json(f"{self.root}/{MADE_FOLDER}/{job.made_id}.json")
+        found = None if index is None else Twin(folder=f"{job.kind}/{index['id']}")
+        record = None if found is None else self.read_record(found)
+        if record is None:
+            return None
+        if intact:
+            return found if self.is_intact(found) else None
+        sizes = [self.size_of(f"{found.folder}/{name}") for name in record["files"]]
+        return found if None not in sizes else None
+
+    def publish(self, job: JobSpec, folder: Path, record: dict[str, Any]) -> None:
+        """Store the files of `folder`, then the record with their sizes and hashes: finished from then on."""
+        target = f"{self.root}/{job.folder}"
+        files = {p.name: {"bytes": file_bytes(p), "sha256": sha256_of(p)} for p in sorted(folder.iterdir())}
+        self.filesystem.create_dir(target, recursive=True)
+        for name in files:
+            fs.copy_files(str(folder / name), f"{target}/{name}", fs.LocalFileSystem(), self.filesystem)
+        self._write_whole(target, RECORD_FILE, {**record, "files": files})
+        if job.kind in MADE_ONCE:
+            self.filesystem.create_dir(f"{self.root}/{MADE_FOLDER}", recursive=True)
+            self._write_whole(f"{self.root}/{MADE_FOLDER}", f"{job.made_id}.json", {"id": job.id})
+
+    def is_intact(self, job: JobSpec | Twin) -> bool:
+        """Whether all files of a finished job are there and are what they were."""
+        record = self.read_record(job)
+        try:
+            for name in record["files"]:
+                self.fetch(job, name)
+        except (StoreError, OSError):
+            return False
+        return True
+
+    def discard(self, job: JobSpec) -> None:
+        """Make a finished job an unfinished one. Its files stay until it is computed again."""
+        self.filesystem.delete_file(f"{self.root}/{job.folder}/{RECORD_FILE}")
+
+    def _write_whole(self, folder: str, name: str, content: dict[str, Any]) -> None:
+        """Write JSON so that nobody ever reads a part of it."""
+        partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
+        self._write(partial, json.dumps(content, indent=1).encode())
+        self.filesystem.move(partial, f"{folder}/{name}")
+
+    def fetch(self, job: JobSpec | Twin, name: str) -> Path:
+        """A local path of a finished job's file, checked against its hash. Raises StoreError if it is damaged."""
+        record = self.read_record(job)
+        if record is None:
+            raise StoreError(f"{job.folder} is not finished in {self.location}")
+        if self.is_local:
+            path = Path(self.root) / job.folder / name
+        else:
+            path = Path(tempfile.gettempdir()) / "fine-sweeps-cache" / record["files"][name]["sha256"] / name
+            if not path.exists() or sha256_of(path) != record["files"][name]["sha256"]:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                partial = path.with_name(f"{os.getpid()}.partial")
+                fs.copy_files(f"{self.root}/{job.folder}/{name}", str(partial), self.filesystem, fs.LocalFileSystem())
+                partial.rename(path)
+        if not path.is_file():
+            raise StoreError(f"{path} is gone; delete {job.folder} to have it made again")
+        if sha256_of(path) != record["files"][name]["sha256"]:
+            raise StoreError(f"{path} is damaged (its hash differs from its record); delete {job.folder} to have it made again")
+        return path
+
+    def latest_checkpoint(self, job: JobSpec) -> str | None:
+        """The whole checkpoint of a job's training that got furthest, over all attempts below `CHECKPOINT_FOLDER`, or None.
+
+        A checkpoint is whole if its state has the size that its progress file says: the copy of it may have been cut off.
+        """
+        steps: dict[str, int] = {}
+        for info in self._all_files(CHECKPOINT_FOLDER):
+            folder, _, name = info.path.rpartition("/")
+            if name == PROGRESS_FILE and _run_id(folder.split("/")[-2]) == job.run_id:
+                with self.filesystem.open_input_stream(info.path) as stream, suppress(json.JSONDecodeError):
+                    progress = json.loads(stream.readall())
+                    state = self.filesystem.get_file_info(f"{folder}/{STATE_FILE}")
+                    if state.size == progress["state_bytes"]:
+                        steps[folder] = progress["step"]
+        return max(steps, key=steps.get) if steps else None
+
+    def delete_checkpoints(self, job: JobSpec) -> None:
+        """Delete what all attempts at a job's training have left, once it is over."""
+        for path, _ in self.checkpoint_folders([job]):
+            self.delete(path)
+
+    def checkpoint_folders(self, jobs: Iterable[JobSpec]) -> list[tuple[str, int]]:
+        """Folders below the root that hold checkpoints of these jobs' training, and the bytes in them."""
+        run_ids, found = {job.run_id for job in jobs}, []
+        for top in (CHECKPOINT_FOLDER, WORKER_GROUP_FOLDER):
+            infos = self._all_files(top)
+            folders = [i.path for i in infos if i.type == fs.FileType.Directory and _run_id(i.base_name) in run_ids]
+            for folder in folders:
+                size = sum(i.size for i in infos if i.type == fs.FileType.File and i.path.startswith(f"{folder}/"))
+                found.append((folder.removeprefix(f"{self.root}/"), size))
+        return found
+
+    def used_bytes(self) -> int:
+        """Bytes of all files in the storage path."""
+        return sum(info.size for info in self._all_files("") if info.type == fs.FileType.File)
+
+    def size_of(self, path: str) -> int | None:
+        """Bytes of a file below the root; None if there is none."""
+        info = self.filesystem.get_file_info(f"{self.root}/{path}")
+        return info.size if info.type == fs.FileType.File else None
+
+    def delete(self, path: str) -> None:
+        """Delete a file or a folder below the root, if it is there."""
+        kind = self.filesystem.get_file_info(f"{self.root}/{path}").type
+        if kind == fs.FileType.Directory:
+            self.filesystem.delete_dir(f"{self.root}/{path}")
+        elif kind == fs.FileType.File:
+            self.filesystem.delete_file(f"{self.root}/{path}")
+
+    def _all_files(self, folder: str) -> list[fs.FileInfo]:
+        selector = fs.FileSelector(f"{self.root}/{folder}".rstrip("/"), recursive=True, allow_not_found=True)
+        return self.filesystem.get_file_info(selector)
+
+
+def checkpoint_folder_name(job: JobSpec) -> str:
+    """A job's folder in an attempt below `CHECKPOINT_FOLDER`."""
+    return f"{job.run_id}.{job.id}"
+
+
+def _run_id(folder_name: str) -> str:
+    return folder_name.partition(".")[0]

@@ -1,0 +1,190 @@
+"""What a training step sees: images, labels, timesteps, noise and weights of the global batch, drawn from (seed, step) alone.
+
+Step s of a run draws from the streams (seed, "train", s) and (seed, "source", s): a resumed run, or one with another number
+of workers, sees the same data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fine_core.data.source import Augmentation, ImageSource
+from fine_core.parameterizations.ddpm import NUM_TIMESTEPS
+from fine_core.parameterizations.timesteps import draw_timesteps
+from fine_core.randomness import stream_generator
+from trainables.specs.base import TrainingSpec
+from trainables.training.order import BatchOrder, GroupedOrder, order_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRows:
+    """Images of a batch that have not been read yet: `rows` (n,) of a set."""
+
+    data: ImageSource
+    rows: Tensor
+    augmentation: Augmentation | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def part(self, first: int, last: int) -> ImageRows:
+        first, last = max(0, min(first, len(self))), max(0, min(last, len(self)))
+        drawn = None if self.augmentation is None else self.augmentation.part(first, last)
+        return ImageRows(data=self.data, rows=self.rows[first:last], augmentation=drawn)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Samples of one step (N, ...). The step's loss is the sum of weights times the samples' losses.
+
+    `image_rows`: where its images are, in the order of the samples. `taught`: samples that learn from the teacher's output
+    instead of the noise; None if there are none.
+    """
+
+    image_rows: tuple[ImageRows, ...]
+    labels: Tensor
+    t: Tensor
+    noise: Tensor
+    weights: Tensor
+    taught: Tensor | None = None
+
+    def share(self, rank: int, num_workers: int) -> Batch:
+        """The part of one of `num_workers` equal workers, weighted so that the workers' mean loss is the batch's loss."""
+        size = len(self.labels) // num_workers
+        first, last = rank * size, (rank + 1) * size
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image_rows"}
+        part = {name: None if t is None else t[first:last] for name, t in tensors.items()}
+        rows, start = [], 0
+        for image_rows in self.image_rows:
+            rows.append(image_rows.part(first - start, last - start))
+            start += len(image_rows)
+        return Batch(**{**part, "weights": part["weights"] * num_workers, "image_rows": tuple(rows)})
+
+    @property
+    def images(self) -> Tensor:
+        """The images (N, C, H, H), read from where they are each time that this is asked for."""
+        return torch.cat([part.data.take(part.rows, part.augmentation) for part in self.image_rows if len(part)])
+
+    @property
+    def is_in_memory(self) -> bool:
+        return all(part.data.in_memory for part in self.image_rows)
+
+
+class BatchSource(Protocol):
+    """Makes the batch of any step."""
+
+    teacher: nn.Module | None
+
+    def batch(self, step: int) -> Batch: ...
+
+
+def uniform_probabilities() -> Tensor:
+    return torch.full((NUM_TIMESTEPS,), 1 / NUM_TIMESTEPS, dtype=torch.float64)
+
+
+class DenoisingBatches:
+    """Images of one dataset with dropped labels; timesteps from `probabilities` (T,), losses weighted by `weights` (T,)."""
+
+    teacher: nn.Module | None = None
+
+    def __init__(
+        self,
+        data: ImageSource,
+        training: TrainingSpec,
+        *,
+        null_label: int,
+        seed: int,
+        device: torch.device,
+        batch_size: int | None = None,
+        probabilities: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
+        self.data, self.training, self.null_label = data.to(device), training, null_label
+        self.seed, self.device = seed, device
+        self.batch_size = training.batch_size if batch_size is None else batch_size
+        self.order = order_of(self.data, self.batch_size, seed)
+        self.probabilities = (uniform_probabilities() if probabilities is None else probabilities).to(device)
+        self.weights = torch.ones(NUM_TIMESTEPS, device=device) if weights is None else weights.float().to(device)
+
+    def batch(self, step: int) -> Batch:
+        rows = self.order.rows(step)
+        generator = stream_generator(self.seed, "train", step, device=self.device)
+        uniform = torch.rand(self.batch_size, generator=generator, device=self.device)
+        dropped = torch.rand(self.batch_size, generator=generator, device=self.device) < self.training.label_dropout
+        t = draw_timesteps(self.probabilities, uniform)
+        return Batch(
+            image_rows=(image_rows(self.data, rows, self.seed, "augment", step, self.device),),
+            labels=self.data.labels[rows].to(self.device).masked_fill(dropped, self.null_label),
+            t=t,
+            noise=torch.randn((self.batch_size, *self.data.shape), generator=generator, device=self.device),
+            weights=self.weights[t] / self.batch_size,
+        )
+
+
+def image_rows(data: ImageSource, rows: Tensor, seed: int, stream: str, step: int, device: torch.device) -> ImageRows:
+    """Rows of a set with the augmentation of this step, which has a stream of its own."""
+    generator = stream_generator(seed, stream, step, device=device)
+    return ImageRows(data=data, rows=rows, augmentation=data.draw_augmentation(len(rows), generator))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaughtBatches:
+    """Batches of which the first half follows a teacher's outputs, at `teacher_weight` times the weight of the other half."""
+
+    denoising: DenoisingBatches
+    teacher: nn.Module
+    teacher_weight: float
+
+    def batch(self, step: int) -> Batch:
+        batch = self.denoising.batch(step)
+        size = len(batch.t)
+        taught = torch.arange(size, device=batch.t.device) < size // 2
+        number = taught.sum()
+        weights = torch.where(taught, self.teacher_weight / number.clamp_min(1), 1.0 / (size - number))
+        return replace(batch, taught=taught, weights=weights.float())
+
+
+@dataclass(kw_only=True)
+class RehearsingBatches:
+    """Batches of target images, and beside them images under the null label at timesteps of the retention schedule.
+
+    The second part comes from the knowledge bank and is denoised or, with a teacher, from the target and follows the
+    teacher. Its mean loss counts `retention_weight` times (arXiv 2406.00773, equations 4 to 6, and the released code).
+    """
+
+    target: DenoisingBatches
+    rehearsed: ImageSource
+    rehearsed_per_batch: int
+    probabilities: Tensor
+    weights: Tensor
+    retention_weight: float
+    teacher: nn.Module | None = None
+    order: BatchOrder | GroupedOrder = field(init=False)
+
+    def __post_init__(self) -> None:
+        device = self.target.device
+        self.rehearsed = self.rehearsed.to(device)
+        self.probabilities, self.weights = self.probabilities.to(device), self.weights.float().to(device)
+        self.order = order_of(self.rehearsed, self.rehearsed_per_batch, self.target.seed, stream="source-epoch")
+
+    def batch(self, step: int) -> Batch:
+        target, size = self.target.batch(step), self.rehearsed_per_batch
+        device = self.target.device
+        generator = stream_generator(self.target.seed, "source", step, device=device)
+        t = draw_timesteps(self.probabilities, torch.rand(size, generator=generator, device=device))
+        rows = image_rows(self.rehearsed, self.order.rows(step), self.target.seed, "source-augment", step, device)
+        noise = torch.randn((size, *self.rehearsed.shape), generator=generator, device=device)
+        taught = torch.zeros(len(target.t) + size, dtype=torch.bool, device=device)
+        taught[len(target.t) :] = True
+        return Batch(
+            image_rows=(*target.image_rows, rows),
+            labels=torch.cat([target.labels, torch.full_like(t, self.target.null_label)]),
+            t=torch.cat([target.t, t]),
+            noise=torch.cat([target.noise, noise]),
+            weights=torch.cat([target.weights, self.retention_weight * self.weights[t] / size]),
+            taught=None if self.teacher is None else taught,
+        )
