@@ -1,4 +1,4 @@
-"""`python -m fine_core.checkpoints.native import|export`: models between this project, the public DiT code and diffusers."""
+"""`python -m fine_core.checkpoints import|export`: models between this project, the public DiT code and diffusers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _load_vae(folder: Path | None):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Ends the process with exit code 2 and one line where a model cannot be read or written."""
-    parser = argparse.ArgumentParser(prog="python -m fine_core.checkpoints.native", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m fine_core.checkpoints", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="import|export")
     importing = commands.add_parser("import", help="a public .pt, a diffusers folder or our own file, to our format")
     importing.add_argument("path", type=Path)

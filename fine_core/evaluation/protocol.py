@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from fine_core.sampling.sampler import SamplerSpec
 
@@ -25,11 +26,45 @@ class EvaluationSpec:
         if self.num_samples <= NEIGHBOURS:
             raise ValueError(f"num_samples is {self.num_samples}; scores need at least {NEIGHBOURS + 1}")
 
-    def protocol(self, extractor_name: str, reference_name: str) -> str:
-        """One line that names how a score was obtained. Equal protocols make comparable scores."""
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Everything that fixes how a score was obtained. Scores of equal protocols, and no others, may be compared.
+
+    `extractor` and `reference` are names with hashes of their content; `replaced_steps` are denoising steps that another
+    model took (see `fine_core.sampling.draw.Tail`). As text it is one line for people.
+    """
+
+    extractor: str
+    reference: str
+    num_samples: int
+    sampler: SamplerSpec
+    unconditional: bool = False
+    replaced_steps: int = 0
+
+    @classmethod
+    def of(cls, evaluation: EvaluationSpec, *, extractor: str, reference: str, replaced_steps: int = 0) -> Protocol:
+        return cls(
+            extractor=extractor,
+            reference=reference,
+            num_samples=evaluation.num_samples,
+            sampler=evaluation.sampler,
+            unconditional=evaluation.unconditional,
+            replaced_steps=replaced_steps,
+        )
+
+    def __str__(self) -> str:
         s = self.sampler
         return (
-            f"{extractor_name} | {self.num_samples} samples | {s.sampler} {s.sampling_steps} steps"
+            f"{self.extractor} | {self.num_samples} samples | {s.sampler} {s.sampling_steps} steps"
             f" | guidance {s.guidance_scale:g}{' | null label' if self.unconditional else ''}"
-            f" | reference {reference_name}"
+            f"{f' | last {self.replaced_steps} by the base' if self.replaced_steps else ''}"
+            f" | reference {self.reference}"
         )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Protocol:
+        return cls(**{**data, "sampler": SamplerSpec(**data["sampler"])})

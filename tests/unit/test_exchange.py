@@ -268,5 +268,5 @@ def test_a_bad_file_is_one_line_and_exit_code_2(what, message, tmp_path, capsys)
 
 
 def test_the_module_is_a_command():
-    result = subprocess.run([sys.executable, "-m", "fine_core.checkpoints.native", "--help"], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "fine_core.checkpoints", "--help"], capture_output=True, text=True)
     assert result.returncode == 0 and "import" in result.stdout and "RuntimeWarning" not in result.stderr

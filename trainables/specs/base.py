@@ -1,17 +1,12 @@
-"""Frozen specs of what can be computed, and of what is brought along. A spec's id is a hash of its content: equal specs are
-computed once."""
+"""Bases of the specs of everything that is computed once, under an id, into a folder of the store."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fine_core.dit import DiTConfig
-
-SPEC_VERSION = 3  # raised when the same spec would give other numbers than before
+from trainables.specs.identity import id_of, spec
 
 
 def check(condition: bool, message: str) -> None:
@@ -20,22 +15,25 @@ def check(condition: bool, message: str) -> None:
 
 
 class JobSpec:
-    """Base of everything that is computed once, under an id, into a folder `<kind>/<id>` of the store."""
+    """Base of everything that is computed once, under an id, into a folder `<kind>/<id>` of the store.
+
+    `version` is raised when the same spec would give other numbers than before; records of an older one are not used.
+    """
 
     kind: ClassVar[str]
+    version: ClassVar[int] = 4
 
     @cached_property
     def id(self) -> str:
-        return _hash({"version": SPEC_VERSION, "kind": self.kind, **asdict(self)})
-
-    @cached_property
-    def made_id(self) -> str:
-        """A hash of all that fixes what a job makes, but not how that is scored: jobs that share it share their files."""
-        return _hash({"version": SPEC_VERSION, "kind": self.kind, **_without_scoring(asdict(self))})
+        return id_of(self)
 
     @property
     def folder(self) -> str:
         return f"{self.kind}/{self.id}"
+
+    @property
+    def label(self) -> str:
+        return self.kind
 
     @property
     def needs(self) -> tuple[JobSpec, ...]:
@@ -43,22 +41,17 @@ class JobSpec:
         return ()
 
     @property
+    def total_steps(self) -> int:
+        """What its progress counts to; 0 if it reports none."""
+        return 0
+
+    @property
     def run_id(self) -> str:
         """What this job's checkpoints are kept under: jobs of one `run_id` are stretches of the same training."""
         return self.id
 
 
-def _hash(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _without_scoring(content: Any) -> Any:
-    if not isinstance(content, dict):
-        return content
-    return {name: _without_scoring(value) for name, value in content.items() if name not in ("evaluation", "extractor")}
-
-
-@dataclass(frozen=True, kw_only=True)
+@spec("training")
 class TrainingSpec:
     """Optimization of one model: AdamW at a constant learning rate after a linear warm-up, and an EMA of the weights."""
 
@@ -90,20 +83,18 @@ class TrainingJobSpec(JobSpec):
         return self.training.steps
 
 
-@dataclass(frozen=True, kw_only=True)
-class BroughtSpec(JobSpec):
-    """Base of what was brought along, known by the hash of its content. The sweep's process puts it into the store."""
+class InputSpec(JobSpec):
+    """Base of what the user brings along, known by the hash of its content. The sweep's process puts it into the store."""
 
-    total_steps: ClassVar[int] = 0
     sha256: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileSpec(BroughtSpec):
+@spec("file")
+class FileSpec(InputSpec):
     """A file."""
 
     kind: ClassVar[str] = "file"
-    label: ClassVar[str] = "file"
+    sha256: str
     name: str
 
     @property
@@ -112,18 +103,26 @@ class FileSpec(BroughtSpec):
         return f"{self.name}@{self.sha256[:12]}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class VaeSpec(BroughtSpec):
+@spec("vae")
+class VaeSpec(InputSpec):
     """The autoencoder of latents."""
 
     kind: ClassVar[str] = "vae"
-    label: ClassVar[str] = "VAE"
+    sha256: str
+
+    @property
+    def label(self) -> str:
+        return "VAE"
 
 
-@dataclass(frozen=True, kw_only=True)
-class SourceSpec(BroughtSpec):
-    """A model."""
+@spec("source")
+class SourceSpec(InputSpec):
+    """The user's own pre-trained model."""
 
     kind: ClassVar[str] = "source"
-    label: ClassVar[str] = "imported model"
+    sha256: str
     model: DiTConfig
+
+    @property
+    def label(self) -> str:
+        return "imported model"

@@ -1,72 +1,109 @@
-"""Specs of learngenes and of base models: an initialization and a size, trained and scored."""
+"""Specs of learngenes and of base models: an initialization and a size, trained."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fine_core.data.registry import dataset_info
 from fine_core.dit import DiTConfig, ModelSize
-from fine_core.evaluation.protocol import EvaluationSpec
 from trainables.specs.base import JobSpec, SourceSpec, TrainingJobSpec, TrainingSpec, check
-from trainables.specs.scorers import ExtractorSpec
+from trainables.specs.identity import spec
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec("decomposition")
+class DecompositionSpec(JobSpec):
+    """A learngene decomposed from a given model (FINE, first version): joint SVD, then alternating least squares."""
+
+    kind: ClassVar[str] = "decomposition"
+    source: SourceSpec
+    rank: int
+    nested_widths: tuple[int, ...]
+    als_sweeps: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.als_sweeps >= 0, f"als_sweeps is {self.als_sweeps}; it must be 0 or more")
+        check(self.rank >= 1, f"rank is {self.rank}; it must be at least 1")
+
+    @property
+    def model(self) -> DiTConfig:
+        return self.source.model
+
+    @property
+    def label(self) -> str:
+        return "decomposition of the imported model"
+
+    @property
+    def needs(self) -> tuple[JobSpec, ...]:
+        return (self.source,)
+
+
+@spec("learngene")
 class LearngeneSpec(TrainingJobSpec):
-    """Pre-training of a learngene under the constraint of shared factors (FINE phase 1)."""
+    """A learngene trained under the constraint of shared factors (FINE phase 1): from scratch, or from a decomposition.
+
+    `teacher_weight` (with a decomposition): half of every batch is distilled from the given model's outputs, at so many times
+    the weight of the other half, which is denoised; 0 denoises all.
+    """
 
     kind: ClassVar[str] = "learngene"
-    label: ClassVar[str] = "learngene"
+    version: ClassVar[int] = 4  # streams of its own: it no longer sees the images, noise and timesteps of the base models
     dataset: str
     model: DiTConfig
     rank: int
     nested_widths: tuple[int, ...]
     training: TrainingSpec
+    decomposition: DecompositionSpec | None = None
+    teacher_weight: float = 0.0
     seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecomposedLearngeneSpec(LearngeneSpec):
-    """A learngene decomposed from a given model (FINE, first version), then trained under the constraint.
-
-    `teacher_weight`: half of every batch follows the given model's outputs, at so many times the weight of the other half,
-    which is denoised; 0 denoises all. Scored before and after the training.
-    """
-
-    label: ClassVar[str] = "learngene of the imported model"
-    source: SourceSpec
-    als_sweeps: int
-    teacher_weight: float
-    evaluation: EvaluationSpec
-    extractor: ExtractorSpec
 
     def __post_init__(self) -> None:
         check(self.teacher_weight >= 0, f"teacher_weight is {self.teacher_weight}; it must be 0 or more")
-        check(self.als_sweeps >= 0, f"als_sweeps is {self.als_sweeps}; it must be 0 or more")
-        check(self.rank >= 1, f"rank is {self.rank}; it must be at least 1")
+
+    @property
+    def label(self) -> str:
+        return "learngene" if self.decomposition is None else "learngene of the imported model"
 
     @property
     def needs(self) -> tuple[JobSpec, ...]:
-        return (self.extractor, self.source)
+        if self.decomposition is None:
+            return ()
+        return (self.decomposition, *((self.decomposition.source,) if self.teacher_weight > 0 else ()))
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec("scratch")
 class ScratchSpec:
     """Start from DiT's own initialization."""
 
-    name: str = field(default="scratch", init=False)  # a field, so that it counts in the trial's id
+    name: ClassVar[str] = "scratch"
+
+    @property
+    def needs(self) -> tuple[JobSpec, ...]:
+        return ()
+
+    @property
+    def details(self) -> dict[str, int]:
+        """Settings that tell base models of one initialization and size apart."""
+        return {}
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec("given")
 class GivenSpec:
-    """The model that was brought along, at its own size and as it is."""
+    """The given model, at its own size and as it is."""
 
-    name: str = field(default="given", init=False)
+    name: ClassVar[str] = "given"
     source: SourceSpec
 
+    @property
+    def needs(self) -> tuple[JobSpec, ...]:
+        return (self.source,)
 
-@dataclass(frozen=True, kw_only=True)
+    @property
+    def details(self) -> dict[str, int]:
+        return {}
+
+
+@spec("fine")
 class FineSpec:
     """Start from a learngene: assemble the size, train sigma alone for `sigma_steps`, merge, go on unconstrained.
 
@@ -74,41 +111,54 @@ class FineSpec:
     "trainable", which is linear with `sigma_steps` > 0.
     """
 
-    name: str = field(default="fine", init=False)
+    name: ClassVar[str] = "fine"
     learngene: LearngeneSpec
     sigma_init: str
     sigma_steps: int
     sigma_lr: float
     width_mode: str
 
+    @property
+    def needs(self) -> tuple[JobSpec, ...]:
+        return (self.learngene,)
 
-@dataclass(frozen=True, kw_only=True)
+    @property
+    def details(self) -> dict[str, int]:
+        return {"sigma_steps": self.sigma_steps}
+
+
+Initialization = ScratchSpec | FineSpec | GivenSpec
+
+
 class PointSpec(TrainingJobSpec):
-    """Base of the points of a sweep: models that are trained on a dataset and scored there."""
+    """Base of the models that a sweep compares: trained on a dataset, and scored there."""
 
+    initialization: Initialization
+    model: DiTConfig
     dataset: str
     training: TrainingSpec
-    evaluation: EvaluationSpec
-    extractor: ExtractorSpec
     seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialSpec(PointSpec):
-    """One point: an initialization and a size, trained for `training.steps` in all (sigma steps included) and scored."""
-
-    kind: ClassVar[str] = "trial"
-    initialization: ScratchSpec | FineSpec | GivenSpec
-    model: DiTConfig
-
-    def __post_init__(self) -> None:
-        if isinstance(self.initialization, FineSpec):
-            sigma_steps, steps = self.initialization.sigma_steps, self.training.steps
-            check(0 <= sigma_steps <= steps, f"sigma_steps is {sigma_steps}; it must be between 0 and steps ({steps})")
+    transfer_name: ClassVar[str] = "none"
 
     @property
     def size(self) -> ModelSize:
         return self.model.size
+
+
+@spec("base")
+class BaseModelSpec(PointSpec):
+    """An initialization and a size, trained for `training.steps` in all (sigma steps included)."""
+
+    kind: ClassVar[str] = "base"
+    initialization: Initialization
+    model: DiTConfig
+    dataset: str
+    training: TrainingSpec
+    seed: int
+
+    def __post_init__(self) -> None:
+        sigma_steps, steps = self.initialization.details.get("sigma_steps", 0), self.training.steps
+        check(0 <= sigma_steps <= steps, f"sigma_steps is {sigma_steps}; it must be between 0 and steps ({steps})")
 
     @property
     def label(self) -> str:
@@ -116,11 +166,12 @@ class TrialSpec(PointSpec):
 
     @property
     def needs(self) -> tuple[JobSpec, ...]:
-        if isinstance(self.initialization, FineSpec):
-            return (self.extractor, self.initialization.learngene)
-        if isinstance(self.initialization, GivenSpec):
-            return (self.extractor, self.initialization.source)
-        return (self.extractor,)
+        return self.initialization.needs
+
+    @property
+    def base(self) -> BaseModelSpec:
+        """Itself: of a transfer, what it was made from."""
+        return self
 
 
 def model_config(dataset: str, size: ModelSize, *, patch_size: int) -> DiTConfig:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import ClassVar
 
 from fine_core.data.registry import dataset_info, reference_dataset, short_name
 from trainables.specs.base import FileSpec, JobSpec, VaeSpec, check
+from trainables.specs.identity import spec
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec("extractor")
 class ExtractorSpec(JobSpec):
     """The feature extractor of an embedded dataset, and the reference statistics of its `pool` split."""
 
     kind: ClassVar[str] = "extractor"
-    total_steps: ClassVar[int] = 0
-    vae: ClassVar[None] = None
+    vae: ClassVar[VaeSpec | None] = None
     dataset: str
     seed: int = 0
 
@@ -28,7 +27,7 @@ class ExtractorSpec(JobSpec):
         return f"feature extractor of {short_name(self.dataset)}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec("given-extractor")
 class GivenExtractorSpec(ExtractorSpec):
     """Features of an extractor that was brought along, and the reference statistics of a dataset by it.
 
@@ -40,7 +39,7 @@ class GivenExtractorSpec(ExtractorSpec):
     format: str
     weights_sha256: str
     reference: FileSpec | None = None
-    vae: VaeSpec | None = None
+    vae: VaeSpec | None = None  # type: ignore[misc]  # a field here, a constant of embedded datasets
 
     @property
     def quoted(self) -> str:
@@ -54,7 +53,7 @@ class GivenExtractorSpec(ExtractorSpec):
         check(latents is None or self.vae is not None, f"{self.dataset} holds latents; name the VAE that decodes them: --vae")
         check(latents is not None or self.vae is None, f"{self.dataset} holds images; --vae is for latents, leave it out")
         check(
-            latents is None or latents.vae_sha256 == self.vae.sha256,
+            latents is None or self.vae is None or latents.vae_sha256 == self.vae.sha256,
             f"{self.dataset} was encoded by another VAE (sha256 {latents and latents.vae_sha256[:12]}...) than --vae",
         )
         if self.reference is None:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fine_core.data.registry import dataset_info, image_size_of
-from fine_core.dit import DiTConfig, ModelSize
-from fine_core.evaluation.protocol import EvaluationSpec
+from fine_core.dit import DiTConfig
 from fine_core.retention import RetentionSchedule
 from fine_core.sampling.sampler import SamplerSpec
-from trainables.specs.base import JobSpec, TrainingJobSpec, TrainingSpec, check
-from trainables.specs.models import FineSpec, GivenSpec, PointSpec, ScratchSpec, TrialSpec
+from trainables.specs.base import JobSpec, TrainingSpec, check
+from trainables.specs.identity import spec
+from trainables.specs.models import BaseModelSpec, Initialization, PointSpec
 
 WEIGHTINGS = ("sampling", "loss")
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec("bank")
 class BankSpec(JobSpec):
     """The knowledge bank of a base model: `num_images` drawn once with uniform labels, shared by all transfers of it."""
 
     kind: ClassVar[str] = "bank"
-    base: TrialSpec
+    base: BaseModelSpec
     num_images: int
     sampler: SamplerSpec
     batch_size: int = 250
@@ -50,7 +49,7 @@ class BankSpec(JobSpec):
         return (self.base,)
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec("rehearsal")
 class RehearsalSpec:
     """How Diff-Tuning spreads adaptation and retention over the timesteps.
 
@@ -82,19 +81,23 @@ class RehearsalSpec:
         return number
 
 
-@dataclass(frozen=True, kw_only=True)
+@spec("transfer")
 class TransferSpec(PointSpec):
-    """A base model taken to a target domain by one method, scored there and, for forgetting, on its source domain.
+    """A base model taken to a target domain by one method.
 
     What a method does not use is None, so that options of others do not change its id.
     """
 
     kind: ClassVar[str] = "transfer"
-    base: TrialSpec
+    version: ClassVar[int] = 4  # streams of its own, as the learngene
+    base: BaseModelSpec
     method: str
     rehearsal: RehearsalSpec | None
     bank: BankSpec | None
     gamma_span: float | None
+    dataset: str
+    training: TrainingSpec
+    seed: int
 
     def __post_init__(self) -> None:
         check(
@@ -105,7 +108,7 @@ class TransferSpec(PointSpec):
             self.rehearsal.rehearsed_per_batch(self.training.batch_size)
 
     @property
-    def model(self) -> DiTConfig:
+    def model(self) -> DiTConfig:  # type: ignore[override]
         """The base's model, at the target's resolution."""
         return self.base.model.at_resolution(image_size_of(self.dataset))
 
@@ -128,17 +131,12 @@ class TransferSpec(PointSpec):
         )
 
     @property
-    def size(self) -> ModelSize:
-        return self.base.size
-
-    @property
-    def initialization(self) -> ScratchSpec | FineSpec | GivenSpec:
+    def initialization(self) -> Initialization:  # type: ignore[override]
         return self.base.initialization
 
     @property
-    def delta_config(self) -> dict[str, str]:
-        """What its delta says of itself: the method, and the models that it leads from and to."""
-        return {"method": self.method, "base": self.base.id, "transfer": self.id}
+    def transfer_name(self) -> str:  # type: ignore[override]
+        return self.method
 
     @property
     def method_label(self) -> str:
@@ -151,76 +149,19 @@ class TransferSpec(PointSpec):
 
     @property
     def needs(self) -> tuple[JobSpec, ...]:
-        return (self.extractor, self.base) if self.bank is None else (self.extractor, self.base, self.bank)
+        return (self.base,) if self.bank is None else (self.base, self.bank)
 
 
-class OfTransferSpec(JobSpec):
-    """Base of the jobs that are about one transfer."""
+@spec("rung")
+class RungSpec:
+    """A transfer after its first `step` training steps: what a search scores to decide whether to train on.
 
-    transfer: TransferSpec
-
-    @property
-    def model(self) -> DiTConfig:
-        return self.transfer.model
-
-    @property
-    def seed(self) -> int:
-        return self.transfer.seed
-
-
-@dataclass(frozen=True, kw_only=True)
-class RungSpec(OfTransferSpec, TrainingJobSpec):
-    """The first `step` training steps of a transfer and a cheap score there, by which a search decides whether to go on.
-
-    `evaluation` is the proxy protocol. The transfer, or its next rung, goes on from this rung's checkpoint.
+    Nothing of it is stored: the transfer's own checkpoints lead to it, and its training goes on from there.
     """
 
-    kind: ClassVar[str] = "rung"
     transfer: TransferSpec
     step: int
-    evaluation: EvaluationSpec
 
     def __post_init__(self) -> None:
         steps = self.transfer.training.steps
         check(0 < self.step < steps, f"a rung at step {self.step} is not within the transfer's {steps} steps")
-
-    @property
-    def training(self) -> TrainingSpec:
-        return replace(self.transfer.training, steps=self.step)
-
-    @property
-    def label(self) -> str:
-        return f"{self.transfer.label} step {self.step}"
-
-    @property
-    def needs(self) -> tuple[JobSpec, ...]:
-        return self.transfer.needs
-
-    @property
-    def run_id(self) -> str:
-        return self.transfer.run_id
-
-
-@dataclass(frozen=True, kw_only=True)
-class CurveSpec(OfTransferSpec):
-    """The chain-of-forgetting curve of one transfer: its score for each share of steps given back to the base model."""
-
-    kind: ClassVar[str] = "curve"
-    transfer: TransferSpec
-    shares: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        check(len(self.shares) > 0, "shares is empty; name at least one")
-        check(all(0 <= share <= 1 for share in self.shares), f"shares are {self.shares}; each must be between 0 and 1")
-
-    @property
-    def total_steps(self) -> int:
-        return len(self.shares)
-
-    @property
-    def label(self) -> str:
-        return f"curve of {self.transfer.label}"
-
-    @property
-    def needs(self) -> tuple[JobSpec, ...]:
-        return (self.transfer,)

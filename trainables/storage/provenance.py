@@ -7,22 +7,13 @@ import resource
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from trainables.specs.base import JobSpec
-
 PACKAGES = ("fine-sweeps", "torch", "timm", "diffusers", "peft", "torchmetrics", "ray", "numpy")
-
-
-def common_record(job: JobSpec) -> dict[str, Any]:
-    """What every record says of its job."""
-    return {"id": job.id, "kind": job.kind, "label": job.label, "spec": asdict(job), "provenance": provenance()}
 
 
 @lru_cache(maxsize=1)

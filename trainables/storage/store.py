@@ -10,8 +10,9 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,15 @@ from pyarrow import fs
 
 from fine_core.files import file_bytes, sha256_of
 from trainables.specs.base import JobSpec
+from trainables.specs.from_record import OldRecord, job_from_record
 from trainables.storage.files import PROGRESS_FILE, RECORD_FILE, STATE_FILE
+from trainables.storage.record import Record, StoredFile
 
 CHECKPOINT_FOLDER = "tune"  # Ray Tune's: <attempt>/<run id>.<job id>/checkpoint_*
 WORKER_GROUP_FOLDER = "train"  # Ray Train's: <run id>/checkpoint_*
-
-
-MADE_FOLDER = "made"  # which job has made what: <made id>.json
-MADE_ONCE = ("learngene", "trial", "bank", "transfer")  # kinds of jobs that need not be computed again to be scored otherwise
-
-
-@dataclass(frozen=True, kw_only=True)
-class Twin:
-    """A finished job that differs from another one in how it was scored alone."""
-
-    folder: str
+KINDS = ("extractor", "learngene", "decomposition", "base", "bank", "transfer", "score", "source", "file", "vae")
+OLD_KINDS = ("trial", "rung", "curve")  # folders of jobs as versions before this one kept them
+READERS = 16  # threads: on an object store each record takes a round trip
 
 
 class StoreError(ValueError):
@@ -78,62 +73,90 @@ class Store:
         with self.filesystem.open_output_stream(path) as stream:
             stream.write(content)
 
-    def read_record(self, job: JobSpec | Twin) -> dict[str, Any] | None:
-        """The record of a finished job, else None. A half-written record counts as not finished.
+    def write_text(self, path: str, text: str) -> None:
+        """Write a text file below the root. Raises OSError."""
+        folder = f"{self.root}/{path}".rpartition("/")[0]
+        self.filesystem.create_dir(folder, recursive=True)
+        self._write(f"{self.root}/{path}", text.encode())
+
+    def read_record(self, job: JobSpec) -> Record | None:
+        """The record of a finished job, else None. One that is half-written or damaged counts as not finished.
 
         Raises StoreError for one that may not be read.
         """
-        return self._read_json(f"{self.root}/{job.folder}/{RECORD_FILE}")
+        content = self._read_json(f"{self.root}/{job.folder}/{RECORD_FILE}")
+        try:
+            return None if content is None else Record.from_json(content)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return None
 
-    def _read_json(self, path: str) -> dict[str, Any] | None:
+    def record(self, job: JobSpec) -> Record:
+        """The record of a job that must be finished. Raises StoreError if it is not."""
+        found = self.read_record(job)
+        if found is None:
+            raise StoreError(f"{job.folder} is not finished in {self.location}")
+        return found
+
+    def _read_json(self, path: str) -> Any:
         try:
             with self.filesystem.open_input_stream(path) as stream:
                 return json.loads(stream.readall())
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
             return None
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error}") from error
 
-    def records(self, kind: str) -> Iterator[dict[str, Any]]:
-        """The records of all finished jobs of a kind."""
+    def records(self, kind: str) -> Iterator[tuple[JobSpec, Record]]:
+        """All finished jobs of a kind with their records, but those of another version (see `count_old_records`)."""
+        for content in self._record_contents(kind):
+            with suppress(OldRecord, KeyError, TypeError, ValueError, AttributeError):
+                yield job_from_record(content), Record.from_json(content)
+
+    def _record_contents(self, kind: str, *, without: frozenset[str] = frozenset()) -> Iterator[Any]:
         selector = fs.FileSelector(f"{self.root}/{kind}", allow_not_found=True)
-        for info in sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path):
-            record = self._read_json(f"{info.path}/{RECORD_FILE}")
-            if record is not None:
-                yield record
+        infos = sorted(self.filesystem.get_file_info(selector), key=lambda info: info.path)
+        paths = [f"{info.path}/{RECORD_FILE}" for info in infos if info.base_name not in without]
+        with ThreadPoolExecutor(max_workers=READERS) as pool:
+            yield from (content for content in pool.map(self._read_json, paths) if content is not None)
 
-    def twin(self, job: JobSpec, *, intact: bool = True) -> Twin | None:
-        """A finished job that has made what this one is to make, and was scored in another way; None if there is none.
+    def count_old_records(self, known: frozenset[str]) -> dict[str, int]:
+        """How many records of each kind this version cannot use. `known`: ids of jobs that need no look."""
+        counts: dict[str, int] = {}
+        for kind in (*KINDS, *OLD_KINDS):
+            for content in self._record_contents(kind, without=known):
+                try:
+                    job_from_record(content)
+                except OldRecord:
+                    counts[kind] = counts.get(kind, 0) + 1
+        return counts
 
-        `intact`: whether its files must be what they were, which takes reading them; they must be there in any case.
-        """
-        index = self._read_json(f"{self.root}/{MADE_FOLDER}/{job.made_id}.json")
-        found = None if index is None else Twin(folder=f"{job.kind}/{index['id']}")
-        record = None if found is None else self.read_record(found)
-        if record is None:
-            return None
-        if intact:
-            return found if self.is_intact(found) else None
-        sizes = [self.size_of(f"{found.folder}/{name}") for name in record["files"]]
-        return found if None not in sizes else None
-
-    def publish(self, job: JobSpec, folder: Path, record: dict[str, Any]) -> None:
+    def publish(self, job: JobSpec, folder: Path, record: Record) -> None:
         """Store the files of `folder`, then the record with their sizes and hashes: finished from then on."""
         target = f"{self.root}/{job.folder}"
-        files = {p.name: {"bytes": file_bytes(p), "sha256": sha256_of(p)} for p in sorted(folder.iterdir())}
+        files = {p.name: StoredFile(bytes=file_bytes(p), sha256=sha256_of(p)) for p in sorted(folder.iterdir())}
         self.filesystem.create_dir(target, recursive=True)
         for name in files:
             fs.copy_files(str(folder / name), f"{target}/{name}", fs.LocalFileSystem(), self.filesystem)
-        self._write_whole(target, RECORD_FILE, {**record, "files": files})
-        if job.kind in MADE_ONCE:
-            self.filesystem.create_dir(f"{self.root}/{MADE_FOLDER}", recursive=True)
-            self._write_whole(f"{self.root}/{MADE_FOLDER}", f"{job.made_id}.json", {"id": job.id})
+        self._write_whole(target, RECORD_FILE, replace(record, files=files).to_json())
 
-    def is_intact(self, job: JobSpec | Twin) -> bool:
+    def hashes_of(self, jobs: Iterable[JobSpec]) -> dict[str, dict[str, str]]:
+        """The file hashes of finished jobs by folder: what a job that is made from them is bound to."""
+        return {job.folder: self.record(job).hashes for job in jobs}
+
+    def is_bound(self, job: JobSpec) -> bool:
+        """Whether the artifacts that a finished job was made from are still the same bytes, as far as they are there."""
+        record = self.record(job)
+        for need in job.needs:
+            found = self.read_record(need)
+            if found is not None and record.made_from.get(need.folder, found.hashes) != found.hashes:
+                return False
+        return True
+
+    def is_intact(self, job: JobSpec) -> bool:
         """Whether all files of a finished job are there and are what they were."""
-        record = self.read_record(job)
+        record = self.record(job)
         try:
-            for name in record["files"]:
+            for name in record.files:
                 self.fetch(job, name)
         except (StoreError, OSError):
             return False
@@ -149,23 +172,27 @@ class Store:
         self._write(partial, json.dumps(content, indent=1).encode())
         self.filesystem.move(partial, f"{folder}/{name}")
 
-    def fetch(self, job: JobSpec | Twin, name: str) -> Path:
+    def fetch(self, job: JobSpec, name: str) -> Path:
         """A local path of a finished job's file, checked against its hash. Raises StoreError if it is damaged."""
-        record = self.read_record(job)
-        if record is None:
-            raise StoreError(f"{job.folder} is not finished in {self.location}")
+        files = self.record(job).files
+        if name not in files:
+            raise StoreError(f"{job.folder} has no file {name}; delete {job.folder} to have it made again")
+        sha256 = files[name].sha256
         if self.is_local:
             path = Path(self.root) / job.folder / name
         else:
-            path = Path(tempfile.gettempdir()) / "fine-sweeps-cache" / record["files"][name]["sha256"] / name
-            if not path.exists() or sha256_of(path) != record["files"][name]["sha256"]:
+            path = Path(tempfile.gettempdir()) / "fine-sweeps-cache" / sha256 / name
+            if not path.exists() or sha256_of(path) != sha256:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 partial = path.with_name(f"{os.getpid()}.partial")
-                fs.copy_files(f"{self.root}/{job.folder}/{name}", str(partial), self.filesystem, fs.LocalFileSystem())
+                try:
+                    fs.copy_files(f"{self.root}/{job.folder}/{name}", str(partial), self.filesystem, fs.LocalFileSystem())
+                except FileNotFoundError as error:
+                    raise StoreError(f"{job.folder}/{name} is gone; delete {job.folder} to have it made again") from error
                 partial.rename(path)
         if not path.is_file():
             raise StoreError(f"{path} is gone; delete {job.folder} to have it made again")
-        if sha256_of(path) != record["files"][name]["sha256"]:
+        if sha256_of(path) != sha256:
             raise StoreError(f"{path} is damaged (its hash differs from its record); delete {job.folder} to have it made again")
         return path
 

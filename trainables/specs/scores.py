@@ -1,0 +1,80 @@
+"""Specs of scores, apart from the models that they are of: another protocol scores again and trains nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from fine_core.dit import DiTConfig
+from fine_core.evaluation.protocol import EvaluationSpec
+from trainables.specs.base import JobSpec, SourceSpec, check
+from trainables.specs.identity import spec
+from trainables.specs.models import BaseModelSpec, DecompositionSpec, LearngeneSpec
+from trainables.specs.scorers import ExtractorSpec
+from trainables.specs.transfers import RungSpec, TransferSpec
+
+Scored = BaseModelSpec | TransferSpec | RungSpec | SourceSpec | DecompositionSpec | LearngeneSpec
+
+
+@spec("score")
+class ScoreSpec(JobSpec):
+    """One score of one model, on the dataset of `extractor`.
+
+    `replaced_steps`: so many denoising steps at the data end are the base model's, under the null label (the chain of
+    forgetting, arXiv 2406.00773, section 2).
+    """
+
+    kind: ClassVar[str] = "score"
+    scored: Scored
+    evaluation: EvaluationSpec
+    extractor: ExtractorSpec
+    seed: int = 0
+    replaced_steps: int = 0
+
+    def __post_init__(self) -> None:
+        steps = self.evaluation.sampler.sampling_steps
+        check(0 <= self.replaced_steps <= steps, f"replaced_steps is {self.replaced_steps}; it must be 0 to {steps}")
+
+    @property
+    def dataset(self) -> str:
+        return self.extractor.dataset
+
+    @property
+    def model(self) -> DiTConfig:
+        return self.scored.transfer.model if isinstance(self.scored, RungSpec) else self.scored.model
+
+    @property
+    def trained(self) -> JobSpec:
+        """The job that makes the scored model."""
+        return self.scored.transfer if isinstance(self.scored, RungSpec) else self.scored
+
+    @property
+    def rung(self) -> RungSpec | None:
+        return self.scored if isinstance(self.scored, RungSpec) else None
+
+    @property
+    def label(self) -> str:
+        if isinstance(self.scored, RungSpec):
+            return f"{self.scored.transfer.label} to step {self.scored.step}"
+        what = f", {self.replaced_steps} steps of its base" if self.replaced_steps else ""
+        return f"score of {self.scored.label}{what}"
+
+    @property
+    def needs(self) -> tuple[JobSpec, ...]:
+        if isinstance(self.scored, RungSpec):
+            return (self.extractor, *self.scored.transfer.needs)
+        base = (self.scored.base,) if isinstance(self.scored, TransferSpec) else ()  # a delta is nothing without it
+        return (self.extractor, self.scored, *base)
+
+    @property
+    def run_id(self) -> str:
+        return self.scored.transfer.run_id if isinstance(self.scored, RungSpec) else self.id
+
+    @property
+    def total_steps(self) -> int:
+        return self.scored.step if isinstance(self.scored, RungSpec) else 0
+
+
+def null_label(evaluation: EvaluationSpec) -> EvaluationSpec:
+    """The same protocol under the null label, where guidance has nothing to guide."""
+    return replace(evaluation, unconditional=True, sampler=replace(evaluation.sampler, guidance_scale=1.0))
