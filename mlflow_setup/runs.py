@@ -135,8 +135,9 @@ class SweepRuns:
         """End the run of a trial that was given up on purpose."""
         self._end(trial_id, "KILLED", **{OUTCOME_TAG: reason})
 
-    def fail_child(self, trial_id: str, reason: str) -> None:
-        self._end(trial_id, "FAILED", failure_reason=reason[:4000])
+    def fail_child(self, trial_id: str, reason: str, *, kind: str, log: str) -> None:
+        """End the run of a trial that failed; `log` is the path of the file with its traceback."""
+        self._end(trial_id, "FAILED", failure_kind=kind, failure_reason=reason[:4000], failure_log=log)
 
     def tag_child(self, trial_id: str, key: str, value: str) -> None:
         if trial_id in self.children:

@@ -10,8 +10,10 @@ from sweeps.command_line.options import grid_from, grid_options, runner_from
 from sweeps.command_line.parsing import OneLineErrors
 from sweeps.command_line.session import Request, run_sweep
 from sweeps.planning.grid import GridSpec
-from sweeps.planning.plan import plan_jobs, tuned_transfers
-from trainables.specs.transfers import CurveSpec
+from sweeps.planning.plan import plan_points, tuned_transfers
+from sweeps.planning.points import ForgettingCurve
+from trainables.specs.base import check
+from trainables.specs.transfers import TransferSpec
 
 DEFAULT_SHARES = "0,0.07,0.15,0.2,0.3,0.4,0.5,0.6,0.8,1"
 
@@ -42,19 +44,27 @@ def _request(options: dict[str, Any]) -> Request:
         raise ValueError("there is no curve without a transfer; name at least one with --transfer, and a --target")
     depth, width = _chosen_size(grid, options["size"])
     named = [name for name in grid.transfer.initializations if (depth, width) in grid.sizes_of(name).values()]
-    bases = [grid.trial(name, depth, width, seed) for name in named for seed in grid.seeds]
+    bases = [grid.base_model(name, depth, width, seed) for name in named for seed in grid.seeds]
     transfers = [transfer for base in bases for transfer in grid.transfer.transfers(base)]
     tuned = [transfer for transfer in tuned_transfers(grid) if transfer.size == grid.size(depth, width)]
     for transfer in (*transfers, *tuned):
         if transfer.model.input_size != transfer.base.model.input_size:
             raise ValueError(f"the base model has never seen images as large as those of {transfer.dataset!r}")
-    curves = [CurveSpec(transfer=transfer, shares=options["shares"]) for transfer in (*transfers, *tuned)]
+    curves = [_curve(grid, transfer, options["shares"]) for transfer in (*transfers, *tuned)]
     return Request(
         grid=grid,
-        plan=plan_jobs(bases, transfers, curves, tuned=tuned),
+        plan=plan_points(grid, [*bases, *transfers], tuned=tuned, curves=curves),
         runner=runner_from(options, grid.batch_size),
         params={"size": f"L{depth}-D{width}", "shares": options["shares"]},
     )
+
+
+def _curve(grid: GridSpec, transfer: TransferSpec, shares: tuple[float, ...]) -> ForgettingCurve:
+    """One score for every number of replaced steps that the shares come to. Raises ValueError for a share above 1."""
+    check(all(0 <= share <= 1 for share in shares), f"shares are {shares}; each must be between 0 and 1")
+    steps = sorted({round(share * grid.sampler.sampling_steps) for share in shares})
+    scores = tuple(grid.score(transfer, seed=transfer.seed, replaced_steps=number) for number in steps)
+    return ForgettingCurve(transfer=transfer, scores=scores)
 
 
 def _chosen_size(grid: GridSpec, name: str | None) -> tuple[int, int]:

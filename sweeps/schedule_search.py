@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +24,7 @@ from sweeps.size_grid import main as size_grid
 from trainables.methods import TRANSFER_METHODS, transfer_method
 
 if TYPE_CHECKING:
-    from sweeps.search.search import ScheduleSearch
+    from sweeps.execution.sweep import Surroundings, Sweep
 
 ONE_EACH = ("transfer", "schedules", "seeds")  # options of a grid that name several; a search has one of each
 
@@ -39,17 +40,20 @@ class SearchRequest(Request):
     def show(self, console: Console, found: Found, slots: int | None) -> None:
         show_search(console, self.plan, found, slots=slots)
 
-    def sweep(self, name: str, **surroundings: Any) -> ScheduleSearch:
-        from sweeps.search.search import ScheduleSearch
+    def sweep(self, surroundings: Surroundings) -> Sweep:
+        from sweeps.execution.sweep import Sweep
+        from sweeps.search.agenda import SearchAgenda
+        from sweeps.search.report import NextSteps, report_search
 
-        if self.study_storage is None and not surroundings["store"].is_local:
+        store, data_folder = surroundings.store, surroundings.data_folder
+        if self.study_storage is None and not store.is_local:
             raise ValueError(
                 "results that are not on a local disk need a --study-storage beside them, such as postgresql://..."
             )
-        storage = self.study_storage or f"sqlite:///{surroundings['data_folder'].absolute()}/optuna.db"
-        return ScheduleSearch(
-            name, self.plan, self.recorded, study_storage=storage, grid_options=self.grid_options, **surroundings
-        )
+        storage = self.study_storage or f"sqlite:///{data_folder.absolute()}/optuna.db"
+        agenda = SearchAgenda(self.plan, store, storage)
+        next_steps = NextSteps(grid_options=self.grid_options, study_storage=storage)
+        return Sweep(agenda, surroundings, partial(report_search, next_steps=next_steps))
 
 
 @click.command(

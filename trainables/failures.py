@@ -11,6 +11,7 @@ import torch
 
 from fine_core.evaluation.finite import NotFinite
 from trainables.storage.store import Store, StoreError
+from trainables.training.loop import TrainingDiverged
 
 LOG_FOLDER = "logs"
 
@@ -27,10 +28,6 @@ class FailureKind(StrEnum):
     @property
     def is_retried(self) -> bool:
         return self is FailureKind.DIED
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss, or a weight, is no longer a finite number."""
 
 
 @dataclass(frozen=True, kw_only=True)

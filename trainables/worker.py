@@ -17,11 +17,12 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from trainables.jobs.run import run_job
+from trainables.failures import failure_of
+from trainables.jobs.run import run_task
 from trainables.specs.base import JobSpec
+from trainables.specs.tasks import Task
 from trainables.storage.store import WORKER_GROUP_FOLDER, Store
 from trainables.training.context import RunContext
-from trainables.training.loop import TrainingDiverged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +60,18 @@ class TrainContext(RunContext):
 
 def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    context = TrainContext()
+    context, task = TrainContext(), config["task"]
+    store = Store(config["store_location"])
     if context.rank == 0:
-        _note_resources(Store(config["store_location"]), config["job"])
+        _note_resources(store, task.job)
     try:
-        run_job(
-            config["job"],
-            config["store_location"],
-            context,
-            checkpoint_every_steps=config["checkpoint_every_steps"],
-        )
-    except TrainingDiverged as error:  # on all ranks alike, and again if it were tried again
-        context.report({"failure": str(error)}, None)
+        run_task(task, store.location, context, checkpoint_every_steps=config["checkpoint_every_steps"])
+    except Exception as error:
+        failure = failure_of(error, task.id, store)
+        if failure.kind.is_retried:
+            raise
+        # On all ranks alike where it is the model's or the input's fault; else the others end with this group.
+        context.report({"failure": failure.to_json()}, None)
 
 
 def _resources_file(store: Store, job: JobSpec) -> str:
@@ -94,7 +95,7 @@ def _free_resources(store: Store, job: JobSpec) -> None:
 
 
 def run_on_worker_group(
-    job: JobSpec,
+    task: Task,
     store: Store,
     group: WorkerGroupSpec,
     *,
@@ -102,15 +103,15 @@ def run_on_worker_group(
     callbacks: list[Any],
     max_failures: int,
 ) -> None:
-    """Run a job on its own worker group. The run is named by the job's `run_id`: submitted again, it resumes.
+    """Run a task on its own worker group. The run is named by the job's `run_id`: submitted again, it resumes.
 
     Raises WorkerGroupFailed if its workers have failed more than `max_failures` times.
     """
-    _free_resources(store, job)
+    _free_resources(store, task.job)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
-            "job": job,
+            "task": task,
             "store_location": store.location,
             "checkpoint_every_steps": checkpoint_every_steps,
         },
@@ -120,7 +121,7 @@ def run_on_worker_group(
             resources_per_worker={"CPU": 1, **({"GPU": group.gpus} if group.gpus > 0 else {})},
         ),
         run_config=train.RunConfig(
-            name=job.run_id,
+            name=task.job.run_id,
             storage_path=f"{store.root}/{WORKER_GROUP_FOLDER}",
             storage_filesystem=store.filesystem,
             callbacks=callbacks,

@@ -56,11 +56,11 @@ class Diffusion(nn.Module):
         noise: Tensor,
         *,
         teacher: Denoiser | None = None,
-        taught: Tensor | None = None,
+        distilled: Tensor | None = None,
     ) -> Tensor:
         """Loss of each sample (N,): eps-MSE, plus the variational term when the denoiser also returns a variance.
 
-        For samples where `taught` (N,) is true the loss is the mean squared distance to the frozen teacher's output on the
+        For samples where `distilled` (N,) is true the loss is the mean squared distance to the frozen teacher's output on the
         same x_t instead (the KD arm of arXiv 2406.00773).
 
         The hybrid loss is L_simple + 0.001 L_vlb (arXiv 2102.09672, section 3.1). L_vlb sums NUM_TIMESTEPS terms of which
@@ -69,12 +69,12 @@ class Diffusion(nn.Module):
         x_t = self.noise_images(x0, t, noise)
         output = denoiser(x_t, t, y)
         losses = self._denoising_losses(output, x0, x_t, t, noise)
-        if taught is None:
+        if distilled is None:
             return losses
         with torch.no_grad():
-            taught_by = teacher(x_t[taught], t[taught], y[taught])
-        distance = (output[taught] - taught_by).square().mean(dim=(1, 2, 3))
-        return losses.masked_scatter(taught, distance)
+            teacher_output = teacher(x_t[distilled], t[distilled], y[distilled])
+        distance = (output[distilled] - teacher_output).square().mean(dim=(1, 2, 3))
+        return losses.masked_scatter(distilled, distance)
 
     def _denoising_losses(self, output: Tensor, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         eps = output[:, : x0.shape[1]]

@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from fine_core.data.by_path import is_by_path
 from fine_core.data.registry import DATASETS
+from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.initializers.fine.learngene import SIGMA_INITS, WIDTH_MODES
 from fine_core.sampling.sampler import SAMPLERS, SamplerSpec
 from sweeps.command_line.inputs import DEFAULT_IMAGE_SIZE, Brought, brought_by, dataset_named
@@ -94,6 +95,11 @@ _OPTIONS = [
         callback=_evaluation_defaults,
         help="Fidelity of the scores: defaults of the four options below.  [default: the preset's]",
     ),
+    click.option(
+        "--forgetting",
+        type=click.Choice(["none", "quick", "same"]),
+        help="Source-domain score after a transfer: none, quick (1,000 samples), or the target's own protocol.",
+    ),
     click.option("--inception-weights", help="Score by Inception's features: weights-inception-2015-12-05-6726825d.pth."),
     click.option("--extractor", help="Score by another extractor: TorchScript (.pt), or Python code that is run (.py)."),
     click.option("--reference", help="ADM .npz to compare with.  [default: the images of --dataset]"),
@@ -173,9 +179,26 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
     taken["methods"] = options["methods"] or (("fine", "scratch") if brought.source is None else ("given", "fine", "scratch"))
     if brought.source is not None:
         taken["head_dim"] = brought.source.model.size.head_dim  # heads keep their size at all widths
+    taken["forgetting"] = _forgetting(
+        options["forgetting"], EvaluationSpec(num_samples=options["num_samples"], sampler=sampler)
+    )
     own = {field.name for field in fields(GridSpec)} - {*taken, "transfer"}
     grid = GridSpec(**taken, **{name: options[name] for name in own})
     return replace(grid, transfer=_transfer_from(options, grid.methods, brought))
+
+
+def _forgetting(choice: str, own: EvaluationSpec) -> EvaluationSpec | None:
+    """How the source domain is scored after a transfer: never dearer than the target."""
+    quick = EVALUATIONS["quick"]
+    sampler = SamplerSpec(sampler=quick.sampler, sampling_steps=quick.sampling_steps, guidance_scale=quick.guidance_scale)
+    cheap = EvaluationSpec(num_samples=quick.num_samples, sampler=sampler)
+    if choice == "none":
+        return None
+    return own if choice == "same" or _passes(own) <= _passes(cheap) else cheap
+
+
+def _passes(evaluation: EvaluationSpec) -> int:
+    return evaluation.num_samples * evaluation.sampler.passes_per_sample
 
 
 def _transfer_from(options: dict[str, Any], named: tuple[str, ...], brought: Brought) -> TransferGridSpec | None:

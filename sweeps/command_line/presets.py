@@ -33,6 +33,7 @@ class Preset:
     sampler: str = "dpm-solver++"
     sampling_steps: int
     guidance_scale: float = 1.0
+    forgetting: str = "quick"
     target: str | None = None
     transfer: str = "full,difffit,fine-sigma,diff-tuning"
     schedules: str = "linear,power:0.5"

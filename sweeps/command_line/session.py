@@ -28,7 +28,7 @@ from sweeps.results.cleaning import clean
 from trainables.storage.store import Store
 
 if TYPE_CHECKING:
-    from sweeps.execution.sweep import Sweep
+    from sweeps.execution.sweep import Surroundings, Sweep
 
 LOG_WIDTH = 130
 DEFAULT_DATA_FOLDER = Path("~/fine-sweeps-data")
@@ -46,11 +46,14 @@ class Request:
     def show(self, console: Console, found: Found, slots: int | None) -> None:
         show_plan(console, self.plan, found, slots=slots)
 
-    def sweep(self, name: str, **surroundings: Any) -> Sweep:
+    def sweep(self, surroundings: Surroundings) -> Sweep:
         """The sweep, to be run. Raises ValueError if it cannot be."""
-        from sweeps.execution.sweep import Sweep  # imports Ray, which a dry run does not need
+        # Imports Tune, which a dry run does not need.
+        from sweeps.execution.agenda import GridAgenda
+        from sweeps.execution.sweep import Sweep
+        from sweeps.results.report import report_grid
 
-        return Sweep(name, self.plan, self.recorded, **surroundings)
+        return Sweep(GridAgenda(self.plan, surroundings.store), surroundings, report_grid)
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -89,10 +92,22 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
         if not is_joined():
             runner.check_this_machine()
         data_folder.mkdir(parents=True, exist_ok=True)
+        from sweeps.execution.sweep import Surroundings  # imports Tune
+
         with FileLock(data_folder / ".databases.lock"):  # sweeps that create a fresh database together all fail
             tracking = open_tracking(tracking_uri, name, data_folder)
             brought_by(options).publish(store)
-            sweep = asked.sweep(name, store=store, tracking=tracking, runner=runner, data_folder=data_folder, console=console)
+            sweep = asked.sweep(
+                Surroundings(
+                    name=name,
+                    params=asked.recorded,
+                    store=store,
+                    tracking=tracking,
+                    runner=runner,
+                    data_folder=data_folder,
+                    console=console,
+                )
+            )
     except ValueError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""The plan of a sweep: every job with its size, cost and state."""
+"""The plan of a sweep: every task with its size, cost and state."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fine_core.dit import count_macs, count_parameters
-from sweeps.display.numbers import amount, duration
-from sweeps.planning.costs import estimated_core_s, evaluation_macs, predicted_serve_bytes, total_macs
+from sweeps.display.numbers import amount, counted, duration
+from sweeps.planning.costs import estimated_core_s, predicted_serve_bytes, scoring_macs, total_macs
 from sweeps.planning.plan import Found, Plan
 from trainables.specs.base import JobSpec, TrainingJobSpec
 from trainables.specs.models import PointSpec
-from trainables.specs.scorers import ExtractorSpec
+from trainables.specs.tasks import Task
 
 MAX_TABLE_ROWS = 500
 PLAN_COLUMNS = ("stage", "point", "parameters", "MACs", "serve bytes", "work", "core time", "state")
@@ -27,7 +27,7 @@ def show_plan(console: Console, plan: Plan, found: Found, *, slots: int | None) 
 
 def show_jobs(console: Console, plan: Plan, found: Found) -> None:
     title, labels = f"Plan of sweep {plan.sweep_id}", plan.labels
-    rows = [_job_cells(stage, job, labels[job.id], found) for stage, jobs in plan.stages.items() for job in jobs]
+    rows = [_cells(stage, task, labels[task.id], found) for stage, tasks in plan.stages.items() for task in tasks]
     if len(rows) > MAX_TABLE_ROWS:  # whose layout would take longer than the plan
         widths = [max(map(len, column)) for column in zip(PLAN_COLUMNS, *rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (PLAN_COLUMNS, *rows)]
@@ -41,40 +41,39 @@ def show_jobs(console: Console, plan: Plan, found: Found) -> None:
     console.print(table)
 
 
-def _job_cells(stage: str, job: JobSpec, label: str, found: Found) -> tuple[str, ...]:
-    model, made = getattr(job, "model", None), job.id in found.made
+def _cells(stage: str, task: Task, label: str, found: Found) -> tuple[str, ...]:
+    model = getattr(task.job, "model", None)
     return (
         stage,
         label,
         f"{count_parameters(model):,}" if model else "",
         amount(count_macs(model)) if model else "",
-        amount(predicted_serve_bytes(job), "B") if isinstance(job, PointSpec) else "",
-        "" if made else _amount_of_work(job),
-        duration(estimated_core_s(job, made=made)),
-        "done" if job.id in found.finished else "made" if made else "to do",
+        amount(predicted_serve_bytes(task.job), "B") if isinstance(task.job, PointSpec) else "",
+        _amount_of_work(found.missing(task) or task.jobs),
+        duration(sum(map(estimated_core_s, found.missing(task) or task.jobs))),
+        found.state(task),
     )
 
 
 def work_left(plan: Plan, found: Found) -> str:
     missing = [job for job in plan.jobs if job.id not in found.finished]
-    macs = sum(total_macs(job, made=job.id in found.made) for job in missing)
-    scoring = sum(map(evaluation_macs, missing))
+    macs, scoring = sum(map(total_macs, missing)), scoring_macs(missing)
     share = f" ({scoring / macs:.0%} of it to score)" if macs else ""
     return f"{len(missing)} of {len(plan.jobs)} jobs to compute, {amount(macs, 'MAC')}{share}"
 
 
 def estimated_left_s(plan: Plan, found: Found) -> float:
     """Seconds of one CPU core for the jobs to do."""
-    return sum(estimated_core_s(job, made=job.id in found.made) for job in plan.jobs if job.id not in found.finished)
+    return sum(estimated_core_s(job) for job in plan.jobs if job.id not in found.finished)
 
 
 def time_left(core_s: float, slots: int | None) -> str:
     return "" if slots is None else f", about {duration(core_s / slots)} on {slots} CPU cores plus start-up (an estimate)"
 
 
-def _amount_of_work(job: JobSpec) -> str:
-    """Training steps, or what a job counts instead."""
-    if isinstance(job, ExtractorSpec):
-        return ""
-    unit = "steps" if isinstance(job, TrainingJobSpec) else {"bank": "images", "curve": "scores"}[job.kind]
-    return f"{job.total_steps:,} {unit}"
+def _amount_of_work(jobs: tuple[JobSpec, ...]) -> str:
+    """Training steps and scores, or what a job counts instead."""
+    parts = [f"{job.total_steps:,} steps" for job in jobs if isinstance(job, TrainingJobSpec)]
+    parts += [f"{job.total_steps:,} images" for job in jobs if job.kind == "bank"]
+    num_scores = sum(job.kind == "score" for job in jobs)
+    return ", ".join([*parts, *([counted(num_scores, "score")] if num_scores else [])])

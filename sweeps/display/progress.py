@@ -12,19 +12,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from sweeps.display.numbers import duration
 from sweeps.planning.costs import estimated_core_s
 from sweeps.planning.plan import Found, Plan
-from trainables.specs.base import JobSpec
-from trainables.specs.transfers import RungSpec
+from trainables.failures import Failure
+from trainables.specs.tasks import Task
 
 
 class ProgressView:
     """Live bars on a terminal, one line per event elsewhere. Fed by the sweep's own process only."""
 
     def __init__(
-        self, console: Console, plan: Plan, found: Found, label: Callable[[JobSpec], str] = lambda job: job.label
+        self, console: Console, plan: Plan, found: Found, label: Callable[[Task], str] = lambda task: task.label
     ) -> None:
         self.console, self.label = console, label
-        missing = [job for job in plan.jobs if job.id not in found.finished]
-        self.costs = {job.id: estimated_core_s(job, made=job.id in found.made) for job in missing}
+        missing = {task.id: found.missing(task) for task in plan.tasks}
+        self.costs = {id: sum(map(estimated_core_s, jobs)) for id, jobs in missing.items() if jobs}
         self.done_share: dict[str, float] = dict.fromkeys(self.costs, 0.0)
         self.running: dict[str, TaskID] = {}
         self.failed_count = 0
@@ -57,44 +57,45 @@ class ProgressView:
         if not self.console.is_terminal:
             self.console.print(f"stage {name}: {what}")
 
-    def started(self, job: JobSpec) -> None:
-        if job.id not in self.running:
-            self.running[job.id] = self.progress.add_task(f"  {self.label(job)}", total=job.total_steps or None, info="")
+    def started(self, task: Task) -> None:
+        if task.id not in self.running:
+            self.running[task.id] = self.progress.add_task(f"  {self.label(task)}", total=task.job.total_steps or None, info="")
         self._refresh()
 
-    def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None:
-        if job.id in self.running:
+    def reported(self, task: Task, metrics: dict[str, Any]) -> None:
+        if task.id in self.running:
             info = metrics["phase"]
             if metrics["history"]:
                 info += f" loss {metrics['history'][-1]['train/loss']:.4f}"
-            self.progress.update(self.running[job.id], completed=metrics["step"], info=info)
+            self.progress.update(self.running[task.id], completed=metrics["step"], info=info)
         # Scoring and saving come after the last step.
-        self.done_share[job.id] = 0.95 * metrics["step"] / max(1, metrics["total_steps"])
+        self.done_share[task.id] = 0.95 * metrics["step"] / max(1, metrics["total_steps"])
         self._refresh()
 
-    def finished(self, job: JobSpec, record: dict[str, Any], *, note: str = "", advance: int = 1) -> None:
-        """A rung's score is by another protocol than the points', and does not compete with them."""
-        self._remove(job)
-        self.done_share[job.id] = 1.0
-        metrics = record["metrics"]
-        result = f"done in {duration(metrics['job_s'])}"
-        if "fid" in metrics:
-            result += f", {'proxy ' if isinstance(job, RungSpec) else ''}FID {metrics['fid']:.3f}{note}"
-            if not isinstance(job, RungSpec) and (self.best is None or metrics["fid"] < self.best[0]):
-                self.best = (metrics["fid"], self.label(job))
+    def finished(
+        self, task: Task, fid: float | None, job_s: float, *, note: str = "", proxy: bool = False, advance: int = 1
+    ) -> None:
+        """`proxy`: the score is a rung's, by another protocol than the points', and does not compete with them."""
+        self._remove(task)
+        self.done_share[task.id] = 1.0
+        result = f"done in {duration(job_s)}"
+        if fid is not None:
+            result += f", {'proxy ' if proxy else ''}FID {fid:.3f}{note}"
+            if not proxy and (self.best is None or fid < self.best[0]):
+                self.best = (fid, self.label(task))
         self._refresh(advance)
-        self.console.print(f"  {self.label(job)}: {result}", highlight=False)
+        self.console.print(f"  {self.label(task)}: {result}", highlight=False)
 
-    def failed(self, job: JobSpec, reason: str, *, advance: int = 1) -> None:
-        self._remove(job)
-        self.done_share[job.id] = 1.0
+    def failed(self, task: Task, failure: Failure, *, advance: int = 1) -> None:
+        self._remove(task)
+        self.done_share[task.id] = 1.0
         self.failed_count += 1
         self._refresh(advance)
-        self.console.print(f"  {self.label(job)}: failed: {reason}", style="red", markup=False, highlight=False)
+        self.console.print(f"  {self.label(task)}: failed: {failure}", style="red", markup=False, highlight=False)
 
-    def _remove(self, job: JobSpec) -> None:
-        if job.id in self.running:
-            self.progress.remove_task(self.running.pop(job.id))
+    def _remove(self, task: Task) -> None:
+        if task.id in self.running:
+            self.progress.remove_task(self.running.pop(task.id))
 
     def _refresh(self, advance: int = 0) -> None:
         info = f"{len(self.running)} running, {self.failed_count} failed"

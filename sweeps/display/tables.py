@@ -67,7 +67,7 @@ def show_curves(console: Console, rows: Sequence[dict[str, Any]]) -> None:
     console.print(table)
 
 
-def show_decomposition(console: Console, rows: Sequence[dict[str, Any]], metrics: dict[str, float], protocol: str) -> None:
+def show_decomposition(console: Console, rows: Sequence[dict[str, Any]], fids: dict[str, float], protocol: str) -> None:
     """What was lost in the decomposition of a given model: errors of its matrices, and FID on the way."""
     table = Table(
         title="Relative error of the decomposed matrices (0: exact, 1: as bad as zeros)", title_justify="left", box=SIMPLE
@@ -77,8 +77,8 @@ def show_decomposition(console: Console, rows: Sequence[dict[str, Any]], metrics
     for row in rows:
         table.add_row(row["matrix"], f"{row['joint_svd']:.3f}", f"{row['als']:.3f}")
     console.print(table)
-    fids = ", ".join(f"{name} {metrics[f'fid/{name}']:.3f}" for name in ("source", "decomposed", "trained"))
-    console.print(f"FID of the given model and its learngene at the same size: {fids}\nprotocol: {protocol}", highlight=False)
+    text = ", ".join(f"{name} {fid:.3f}" for name, fid in fids.items())
+    console.print(f"FID of the given model and its learngene at the same size: {text}\nprotocol: {protocol}", highlight=False)
 
 
 def show_ledger(console: Console, totals: dict[str, dict[str, dict[str, float]]]) -> None:

@@ -18,7 +18,7 @@ from fine_core.data.readers.parquet import latents_of_file
 from fine_core.data.registry import load_dataset
 from fine_core.data.source import DataError, LatentInfo
 from sweeps.execution.cluster import connect_cluster
-from sweeps.execution.errors import last_line
+from trainables.failures import last_line
 from trainables.specs.base import check
 from trainables.storage.store import Store
 

@@ -9,8 +9,6 @@ import torch
 
 from sweeps.execution.cluster import num_cpus
 from trainables.specs.base import JobSpec, check
-from trainables.specs.models import LearngeneSpec
-from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
 
 RUNNERS = ("auto", "train", "tune")
 MIN_IMAGES_PER_WORKER = 16  # of a learngene's batch: more workers would wait for each other more than they compute
@@ -54,9 +52,9 @@ class RunnerSpec:
 
     def workers_for(self, job: JobSpec, cluster_slots: int) -> int:
         """Workers of a job: the learngene, which everything waits for, takes the whole cluster unless told otherwise."""
-        if isinstance(job, ExtractorSpec):
+        if job.kind in ("extractor", "decomposition"):
             return 1
-        if not isinstance(job, LearngeneSpec):
+        if job.kind != "learngene":
             return self.workers_per_trial
         wanted = self.source_workers or self._source_workers_on(cluster_slots)
         most = wanted if self.source_workers else min(wanted, max(1, job.training.batch_size // MIN_IMAGES_PER_WORKER))
@@ -68,7 +66,7 @@ class RunnerSpec:
         return max(self.workers_per_trial, cluster_slots)
 
     def uses_worker_group(self, job: JobSpec, num_workers: int) -> bool:
-        if self.runner == "tune" or (isinstance(job, ExtractorSpec) and not isinstance(job, GivenExtractorSpec)):
+        if self.runner == "tune" or job.type_tag in ("extractor", "decomposition"):
             return False
         return self.groups_trials or num_workers > 1
 
@@ -82,7 +80,7 @@ class RunnerSpec:
         if not self.uses_worker_group(job, self.workers_per_trial):
             return {"CPU": 1}, 1
         gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
-        return {"CPU": 1, **gpus}, 1 if isinstance(job, ExtractorSpec) else self.workers_per_trial
+        return {"CPU": 1, **gpus}, 1 if job.kind == "extractor" else self.workers_per_trial
 
 
 def cluster_slots(runner: RunnerSpec) -> int:

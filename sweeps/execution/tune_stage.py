@@ -20,14 +20,15 @@ from ray import tune
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from sweeps.execution.cluster import is_joined
-from sweeps.execution.errors import StoppedSweep, last_line
+from sweeps.execution.errors import StoppedSweep
 from sweeps.execution.ray_environment import WAITING_TRIALS
 from sweeps.execution.runner import RunnerSpec, cluster_slots, trials_that_fit
-from trainables.jobs.run import run_job
+from trainables.failures import Failure, FailureKind, failure_of, failure_of_text, last_line
+from trainables.jobs.run import run_task
 from trainables.specs.base import JobSpec
+from trainables.specs.tasks import Task
 from trainables.storage.store import CHECKPOINT_FOLDER, Store, checkpoint_folder_name
 from trainables.training.context import RunContext
-from trainables.training.loop import TrainingDiverged
 
 MAX_RETRIES = 3  # of a trial that died or failed, unless it diverged or its input is bad: then it would fail again
 WAITING_GROUPS = 4  # at most: each has a gigabyte of processes on the head
@@ -35,23 +36,23 @@ MEASURE_EVERY_S = 5.0
 ENDS_OF_TUNE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, tune.TuneError)  # also of files cut off by a full disk
 
 
-class JobSource(Protocol):
+class TaskSource(Protocol):
     """Where a stage's jobs come from; asked in the sweep's own process whenever a worker is free."""
 
-    def next_job(self) -> JobSpec | None:
+    def next_task(self) -> Task | None:
         """None if there is nothing to start before a running job has ended, or nothing any more."""
 
     def is_exhausted(self) -> bool:
         """Whether there will be no further job, whatever the running ones give."""
 
 
-class FixedJobs:
-    """Jobs that are known beforehand, in their order."""
+class FixedTasks:
+    """Tasks that are known beforehand, in their order."""
 
-    def __init__(self, jobs: Iterable[JobSpec]) -> None:
-        self.left = deque(jobs)
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self.left = deque(tasks)
 
-    def next_job(self) -> JobSpec | None:
+    def next_task(self) -> Task | None:
         return self.left.popleft() if self.left else None
 
     def is_exhausted(self) -> bool:
@@ -59,15 +60,15 @@ class FixedJobs:
 
 
 class StageListener(Protocol):
-    """Hears of every job, in the sweep's own process."""
+    """Hears of every task, in the sweep's own process."""
 
-    def started(self, job: JobSpec) -> None: ...
-    def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None: ...
-    def finished(self, job: JobSpec) -> None: ...
-    def failed(self, job: JobSpec, reason: str) -> None: ...
+    def started(self, task: Task) -> None: ...
+    def reported(self, task: Task, metrics: dict[str, Any]) -> None: ...
+    def finished(self, task: Task) -> None: ...
+    def failed(self, task: Task, failure: Failure) -> None: ...
 
 
-def trials_at_once(runner: RunnerSpec, source: JobSource) -> int:
+def trials_at_once(runner: RunnerSpec, source: TaskSource) -> int:
     """Trials that run or wait for resources. On a joined cluster more than fit may wait: that is what makes it grow.
 
     What waits costs nothing if it is of a grid and runs inline. A worker group waits in a process of its own, and a study
@@ -78,7 +79,7 @@ def trials_at_once(runner: RunnerSpec, source: JobSource) -> int:
     fit = trials_that_fit(runner)
     if not is_joined():
         return fit
-    if not isinstance(source, FixedJobs):
+    if not isinstance(source, FixedTasks):
         return fit + 1
     return fit + (min(fit, WAITING_GROUPS) if runner.groups_trials else WAITING_TRIALS)
 
@@ -106,9 +107,9 @@ class InlineContext(RunContext):
 
 @dataclass(frozen=True, kw_only=True)
 class _TrialSetup:
-    """What a Tune trial is told of its job; `group_size` 0 runs it inline."""
+    """What a Tune trial is told of its task; `group_size` 0 runs it inline."""
 
-    job: JobSpec
+    task: Task
     group_size: int
     gpus_per_worker: float
     store_location: str
@@ -124,7 +125,7 @@ class _TrialSetup:
 class _JobSearcher(Searcher):
     """Hands a source's jobs to Tune as trials."""
 
-    def __init__(self, source: JobSource, runner: RunnerSpec, store: Store, slots: int) -> None:
+    def __init__(self, source: TaskSource, runner: RunnerSpec, store: Store, slots: int) -> None:
         super().__init__()
         self.source, self.runner, self.store, self.slots = source, runner, store, slots
 
@@ -132,13 +133,13 @@ class _JobSearcher(Searcher):
         return {}  # Tune writes it beside the checkpoints, where a study storage's password does not belong
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        job = self.source.next_job()
-        if job is None:
+        task = self.source.next_task()
+        if task is None:
             return Searcher.FINISHED if self.source.is_exhausted() else None
-        num_workers = self.runner.workers_for(job, self.slots)
+        num_workers = self.runner.workers_for(task.job, self.slots)
         setup = _TrialSetup(
-            job=job,
-            group_size=num_workers if self.runner.uses_worker_group(job, num_workers) else 0,
+            task=task,
+            group_size=num_workers if self.runner.uses_worker_group(task.job, num_workers) else 0,
             gpus_per_worker=self.runner.gpus_per_worker,
             store_location=self.store.location,
             checkpoint_every_steps=self.runner.checkpoint_every_steps,
@@ -153,16 +154,18 @@ class _JobSearcher(Searcher):
 
 
 def _trial(config: dict[str, Any]) -> None:
-    """A Tune trial: one job."""
+    """A Tune trial: one task."""
     setup = config["setup"]
-    job, store_location, every = setup.job, setup.store_location, setup.checkpoint_every_steps
+    task, store, every = setup.task, Store(setup.store_location), setup.checkpoint_every_steps
     if not setup.group_size:
         torch.set_num_threads(1)
-        context = InlineContext(Store(store_location), job)
         try:
-            run_job(job, store_location, context, checkpoint_every_steps=every)
-        except (TrainingDiverged, ValueError) as error:  # to be had again if it were tried again
-            tune.report({"failure": str(error)})
+            run_task(task, store.location, InlineContext(store, task.job), checkpoint_every_steps=every)
+        except Exception as error:
+            failure = failure_of(error, task.id, store)
+            if failure.kind.is_retried:
+                raise
+            tune.report({"failure": failure.to_json()})
         return
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -170,15 +173,15 @@ def _trial(config: dict[str, Any]) -> None:
 
     try:
         run_on_worker_group(
-            job,
-            Store(store_location),
+            task,
+            store,
             WorkerGroupSpec(num_workers=setup.group_size, gpus=setup.gpus_per_worker),
             checkpoint_every_steps=every,
             callbacks=[TuneReportCallback()],
             max_failures=MAX_RETRIES,
         )
     except WorkerGroupFailed as error:
-        tune.report({"failure": last_line(str(error))})
+        tune.report({"failure": failure_of_text(str(error), task.id, store).to_json()})
 
 
 class _GrowingLimiter(tune.Callback):
@@ -205,43 +208,42 @@ class _TuneEvents(tune.Callback):
         self.failures: dict[str, str] = {}
 
     @staticmethod
-    def _job(trial) -> JobSpec:
-        return trial.config["setup"].job
+    def _task(trial) -> Task:
+        return trial.config["setup"].task
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles its callbacks for Tuner.restore, which sweeps do not use; a listener cannot be pickled
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
-        self.listener.started(self._job(trial))
+        self.listener.started(self._task(trial))
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
-        job = self._job(trial)
+        task = self._task(trial)
         if "failure" in result:
-            self.failures[job.id] = result["failure"]
+            self.failures[task.id] = Failure.from_json(result["failure"])
         if "history" in result:
-            self.listener.reported(job, result)
+            self.listener.reported(task, result)
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        job = self._job(trial)
-        if self.store.read_record(job) is None:
+        task = self._task(trial)
+        if any(self.store.read_record(job) is None for job in task.jobs):
             self.all_done = False
-            self.listener.failed(job, self.failures.get(job.id, "ended without a result"))
+            ended = Failure(kind=FailureKind.DIED, reason="ended without a result")
+            self.listener.failed(task, self.failures.get(task.id, ended))
             return
-        if job.run_id == job.id:  # else the training goes on in another job
-            self.store.delete_checkpoints(job)
-        self.listener.finished(job)
+        if task.job.run_id == task.id:  # else the training goes on in another job
+            self.store.delete_checkpoints(task.job)
+        self.listener.finished(task)
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         self.all_done = False
-        self.listener.failed(self._job(trial), _reason(trial.error_file))
+        # Tune's local file: the copy in the storage may come later.
+        text = Path(trial.error_file).read_text() if trial.error_file else ""
+        task = self._task(trial)
+        self.listener.failed(task, failure_of_text(text, task.id, self.store))
 
 
-def _reason(error_file: str | None) -> str:
-    """The last line of a failed trial's traceback, from Tune's local file: the copy in the storage may come later."""
-    return last_line(Path(error_file).read_text() if error_file else "")
-
-
-def run_stage(name: str, source: JobSource, store: Store, runner: RunnerSpec, listener: StageListener) -> None:
+def run_stage(name: str, source: TaskSource, store: Store, runner: RunnerSpec, listener: StageListener) -> None:
     """Run a source's jobs until it has no more; checkpoints of finished jobs are deleted.
 
     An interrupted stage leaves its checkpoints: the same jobs run again go on from them.
@@ -256,8 +258,8 @@ def run_stage(name: str, source: JobSource, store: Store, runner: RunnerSpec, li
             search_alg=limiter,
             num_samples=-1,  # as many as the source has
             reuse_actors=True,
-            trial_name_creator=lambda trial: trial.config["setup"].job.id,
-            trial_dirname_creator=lambda trial: checkpoint_folder_name(trial.config["setup"].job),
+            trial_name_creator=lambda trial: trial.config["setup"].task.id,
+            trial_dirname_creator=lambda trial: checkpoint_folder_name(trial.config["setup"].task.job),
         ),
         run_config=tune.RunConfig(
             name=attempt,

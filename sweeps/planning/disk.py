@@ -11,8 +11,8 @@ from fine_core.dit import count_parameters
 from sweeps.planning.costs import predicted_serve_bytes
 from sweeps.planning.plan import Plan
 from trainables.specs.base import JobSpec
-from trainables.specs.models import LearngeneSpec, TrialSpec
-from trainables.specs.transfers import BankSpec, TransferSpec
+from trainables.specs.models import DecompositionSpec, LearngeneSpec, PointSpec
+from trainables.specs.transfers import BankSpec
 from trainables.storage.store import Store
 
 FLOAT_BYTES = 4
@@ -41,16 +41,14 @@ def disk_need(plan: Plan, finished: Set[str], slots: int) -> DiskNeed:
 
 
 def _result_bytes(job: JobSpec) -> int:
-    match job:
-        case TrialSpec() | TransferSpec():
-            return predicted_serve_bytes(job)
-        case LearngeneSpec():
-            return count_parameters(job.model) * FLOAT_BYTES
-        case BankSpec():
-            info = dataset_info(job.base.dataset)
-            return job.num_images * info.channels * info.image_size**2 * (1 if info.latents is None else 2)
-        case _:
-            return 0
+    if isinstance(job, PointSpec):
+        return predicted_serve_bytes(job)
+    if isinstance(job, LearngeneSpec | DecompositionSpec):
+        return count_parameters(job.model) * FLOAT_BYTES
+    if isinstance(job, BankSpec):
+        info = dataset_info(job.base.dataset)
+        return job.num_images * info.channels * info.image_size**2 * (1 if info.latents is None else 2)
+    return 0
 
 
 def check_disk(store: Store, need: DiskNeed, budget_bytes: int | None) -> None:

@@ -9,20 +9,22 @@ from fine_core.data.registry import dataset_info
 from fine_core.dit import DiTConfig, ModelSize
 from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.sampling.sampler import SamplerSpec
+from sweeps.planning.points import DecompositionScores, PlannedPoint
 from sweeps.planning.settings import TransferSettings
 from sweeps.planning.transfer_grid import TransferGridSpec, scorer
 from trainables.initializations import INITIALIZATIONS
 from trainables.specs.base import FileSpec, SourceSpec, TrainingSpec, VaeSpec, check
 from trainables.specs.models import (
-    DecomposedLearngeneSpec,
+    BaseModelSpec,
+    DecompositionSpec,
     FineSpec,
     GivenSpec,
     LearngeneSpec,
     ScratchSpec,
-    TrialSpec,
     model_config,
 )
 from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
+from trainables.specs.scores import Scored, ScoreSpec, null_label
 from trainables.specs.transfers import TransferSpec
 
 
@@ -47,7 +49,7 @@ class GridSpec:
 
     `rank_ratio` is the factors' rank over the width; `transfer` is None without a transfer stage. `source` is a given model
     that FINE's learngene is decomposed from and all points take their shape from, but for depth and width. `scoring` is
-    None where the built-in classifiers score.
+    None where the built-in classifiers score; `forgetting` is how the source domain is scored after a transfer, None if not.
     """
 
     dataset: str
@@ -75,6 +77,7 @@ class GridSpec:
     scoring: ScoringSpec | None = None
     als_sweeps: int
     teacher_weight: float
+    forgetting: EvaluationSpec | None = None
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "methods", "seeds"):
@@ -86,8 +89,10 @@ class GridSpec:
         if self.source is not None:
             self._check_source(self.source.model)
         for method in self.methods:
-            check(method in INITIALIZATIONS, f"unknown method {method!r}; choose from {', '.join(INITIALIZATIONS)}")
-        check("given" not in self.methods or self.source is not None, "method 'given' is the model of --source; name one")
+            check(method in INITIALIZATIONS, f"unknown initialization {method!r}; choose from {', '.join(INITIALIZATIONS)}")
+        check(
+            "given" not in self.methods or self.source is not None, "initialization 'given' is the model of --source; name one"
+        )
         dataset_info(self.dataset)  # is it there? Said before what could score it is looked at
         self._extractor.check_data()
 
@@ -137,14 +142,10 @@ class GridSpec:
         }
         if self.source is None:
             return LearngeneSpec(**common)
-        return DecomposedLearngeneSpec(
-            **common,
-            source=self.source,
-            als_sweeps=self.als_sweeps,
-            teacher_weight=self.teacher_weight,
-            evaluation=self._evaluation,
-            extractor=self._extractor,
+        decomposition = DecompositionSpec(
+            source=self.source, rank=common["rank"], nested_widths=nested, als_sweeps=self.als_sweeps
         )
+        return LearngeneSpec(**common, decomposition=decomposition, teacher_weight=self.teacher_weight)
 
     @property
     def _extractor(self) -> ExtractorSpec:
@@ -153,6 +154,43 @@ class GridSpec:
     @property
     def _evaluation(self) -> EvaluationSpec:
         return EvaluationSpec(num_samples=self.num_samples, sampler=self.sampler)
+
+    def score(self, scored: Scored, *, seed: int, replaced_steps: int = 0) -> ScoreSpec:
+        """The score of a model on its own dataset by the grid's protocol."""
+        extractor = self._extractor
+        if isinstance(scored, TransferSpec) and self.transfer is not None:
+            extractor = self.transfer.extractor(self._extractor)
+        return ScoreSpec(
+            scored=scored, evaluation=self._evaluation, extractor=extractor, seed=seed, replaced_steps=replaced_steps
+        )
+
+    def point(self, model: BaseModelSpec | TransferSpec) -> PlannedPoint:
+        """A model with the scores that are asked for it.
+
+        What a transfer has forgotten is scored on the source domain under the null label: the classes have been given to the
+        target, so the null label is where the source can still be remembered. (It learns of the target too, from target
+        images whose label was dropped.) Not at another resolution than the source's.
+        """
+        score, base = self.score(model, seed=model.seed), model.base
+        if self.forgetting is None or base is model or model.model.input_size != base.model.input_size:
+            return PlannedPoint(model=model, score=score)
+        after, before = (
+            ScoreSpec(scored=scored, evaluation=null_label(self.forgetting), extractor=self._extractor, seed=base.seed)
+            for scored in (model, base)
+        )
+        return PlannedPoint(model=model, score=score, forgetting=after, forgetting_before=before)
+
+    def decomposition_scores(self) -> DecompositionScores:
+        """Scores of the given model and of its learngene at the same size."""
+        learngene = self.learngene
+        decomposition = learngene.decomposition
+        return DecompositionScores(
+            decomposition=decomposition,
+            learngene=learngene,
+            source=self.score(decomposition.source, seed=learngene.seed),
+            decomposed=self.score(decomposition, seed=learngene.seed),
+            trained=self.score(learngene, seed=learngene.seed),
+        )
 
     def initialization(self, method: str) -> FineSpec | ScratchSpec | GivenSpec:
         if method == "scratch":
@@ -183,20 +221,18 @@ class GridSpec:
         self, method: str, settings: TransferSettings, *, initialization: str, depth: int, width: int, seed: int
     ) -> TransferSpec:
         """One transfer with settings of its own, which may bring a base model of its own."""
-        base = self.trial(initialization, depth, width, seed, sigma_steps=settings.sigma_steps)
+        base = self.base_model(initialization, depth, width, seed, sigma_steps=settings.sigma_steps)
         return self.transfer.transfer(base, method, settings)
 
-    def trial(self, method: str, depth: int, width: int, seed: int, *, sigma_steps: int | None = None) -> TrialSpec:
+    def base_model(self, method: str, depth: int, width: int, seed: int, *, sigma_steps: int | None = None) -> BaseModelSpec:
         """The base model of one point. `sigma_steps` takes the place of the grid's own."""
         initialization = self.initialization(method)
         if sigma_steps is not None and isinstance(initialization, FineSpec):
             initialization = replace(initialization, sigma_steps=sigma_steps)
-        return TrialSpec(
+        return BaseModelSpec(
             initialization=initialization,
             model=self._model(self.size(depth, width)),
             dataset=self.dataset,
             training=self._training(0 if method == "given" else self.steps),
-            evaluation=self._evaluation,
-            extractor=self._extractor,
             seed=seed,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from trainables.specs.models import PointSpec, TrialSpec
+from trainables.specs.models import PointSpec
 from trainables.specs.transfers import TransferSpec
 
 TUNED = "tuned"  # marks points whose settings a search has found
@@ -22,9 +22,9 @@ class MethodNames:
         self.tuned = frozenset(tuned)
 
     def of(self, job: PointSpec) -> str:
-        if isinstance(job, TrialSpec):
-            # Searches may have found several: whose base this is, its sigma steps say.
-            other = f" {job.initialization.sigma_steps} sigma steps" if job.id in self.tuned else ""
-            return f"{job.initialization.name}{other}"
+        if job.kind == "base":
+            # Searches may have found several base models: their settings tell them apart.
+            details = [f" {value} {name.replace('_', ' ')}" for name, value in job.initialization.details.items()]
+            return job.initialization.name + ("".join(details) if job.id in self.tuned else "")
         name = f"{job.method} {TUNED}" if job.id in self.tuned else job.method_label
         return f"{name} from {job.initialization.name}" if len(self.sources) > 1 else name

@@ -10,7 +10,7 @@ from fine_core.sampling.sampler import SamplerSpec
 from sweeps.planning.settings import TransferSettings, TunedTransfer
 from trainables.methods import transfer_method
 from trainables.specs.base import FileSpec, check
-from trainables.specs.models import TrialSpec
+from trainables.specs.models import BaseModelSpec
 from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
 from trainables.specs.transfers import BankSpec, RehearsalSpec, TransferSpec
 
@@ -68,7 +68,10 @@ class TransferGridSpec:
         takes = [method.name for method in methods if method.rehearses and method.name not in has_tuned]
         check(bool(self.schedules) or not takes, f"schedules is empty; {', '.join(takes)} needs at least one")
         applies = any(self._applies(method.name, name) for method in methods for name in self.initializations)
-        check(applies, f"{', '.join(self.methods)} needs base models of fine; add fine to --methods, or another --transfer")
+        check(
+            applies,
+            f"{', '.join(self.methods)} needs base models of fine; add it to --initializations, or another --transfer",
+        )
         self.parsed_schedules()
 
     def parsed_schedules(self) -> list[RetentionSchedule]:
@@ -80,7 +83,7 @@ class TransferGridSpec:
         """Whether base models of an initialization have what a method needs."""
         return initialization == "fine" or not transfer_method(method).needs_learngene
 
-    def transfers(self, base: TrialSpec) -> list[TransferSpec]:
+    def transfers(self, base: BaseModelSpec) -> list[TransferSpec]:
         """Every transfer that a base model can take. Raises ValueError if the target does not fit it."""
         if base.initialization.name not in self.initializations:
             return []
@@ -102,13 +105,13 @@ class TransferGridSpec:
             lr=self.lr * transfer_method(name).lr_factor,
         )
 
-    def _extractor(self, base: TrialSpec) -> ExtractorSpec:
-        """What scores the target: that of the base models, with the target's own reference."""
-        if not isinstance(base.extractor, GivenExtractorSpec):
+    def extractor(self, base: ExtractorSpec) -> ExtractorSpec:
+        """What scores the target: the extractor that scores the base models, with the target's own reference."""
+        if not isinstance(base, GivenExtractorSpec):
             return scorer(self.target)
-        return replace(base.extractor, dataset=self.target, reference=self.target_reference)
+        return replace(base, dataset=self.target, reference=self.target_reference)
 
-    def transfer(self, base: TrialSpec, name: str, settings: TransferSettings) -> TransferSpec:
+    def transfer(self, base: BaseModelSpec, name: str, settings: TransferSettings) -> TransferSpec:
         """One transfer of a base model. Raises ValueError if the target does not fit it."""
         method, rehearsal, bank = transfer_method(name), None, None
         if settings.schedule is not None:
@@ -129,12 +132,9 @@ class TransferGridSpec:
             gamma_span=settings.gamma_span if method.uses_scales else None,
             dataset=self.target,
             training=replace(base.training, steps=self.steps, lr=settings.lr),
-            evaluation=base.evaluation,
-            extractor=self._extractor(base),
             seed=base.seed,
         )
         transfer.check_data()
-        transfer.extractor.check_data()
         check(
             bank is None or transfer.model.input_size == base.model.input_size,
             f"{name} rehearses images of the source, which are smaller than those of {self.target!r}; leave it out",

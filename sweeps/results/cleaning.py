@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sweeps.planning.plan import Plan
 from sweeps.results.pareto import COSTS, by_protocol, points_from, report_rows
-from trainables.specs.from_record import job_from_record
+from sweeps.results.points import Results, point_result
 from trainables.specs.transfers import TransferSpec
 from trainables.storage.files import BANK_FILE, DELTA_FILE, MODEL_FILE
 from trainables.storage.store import Store
@@ -33,17 +33,17 @@ def deletable(plan: Plan, store: Store) -> list[Deletable]:
     scores and pictures stay in any case.
     """
     records = {job.id: record for job in plan.jobs if (record := store.read_record(job))}
-    finished = [(point, records[point.id]) for point in plan.points if point.id in records]
+    finished = [result for point in plan.points if (result := point_result(point, store))]
     unfinished = [job for job in plan.jobs if job.id not in records]
     on_front = _front_ids(finished, plan)
     needed = {need.id for job in unfinished for need in job.needs}
-    dropped = [point for point, _ in finished if point.id not in on_front and point.id not in needed]
+    dropped = [result.job for result in finished if result.id not in on_front and result.id not in needed]
     dropped_ids = {point.id for point in dropped}
     in_use = {base for transfer, base in _bases_of_deltas(store) if transfer not in dropped_ids}
     files = [(point, DELTA_FILE, "delta on no front") for point in dropped if isinstance(point, TransferSpec)]
     bases = [point for point in dropped if not isinstance(point, TransferSpec) and point.id not in in_use]
     files += [(base, MODEL_FILE, "weights on no front") for base in bases]
-    banks = [bank for bank in plan.bank if bank.id in records and bank.id not in needed]
+    banks = [task.job for task in plan.bank if task.id in records and task.id not in needed]
     files += [(bank, BANK_FILE, "bank whose transfers are done") for bank in banks]
     labels, done = plan.labels, [job for job in plan.jobs if job.id in records]
     found = [
@@ -57,7 +57,7 @@ def deletable(plan: Plan, store: Store) -> list[Deletable]:
     ]
 
 
-def _front_ids(finished: list, plan: Plan) -> set[str]:
+def _front_ids(finished: Results, plan: Plan) -> set[str]:
     ids: set[str] = set()
     for points in by_protocol(points_from(finished, plan.names)).values():
         for row in report_rows(points):
@@ -68,8 +68,7 @@ def _front_ids(finished: list, plan: Plan) -> set[str]:
 
 def _bases_of_deltas(store: Store) -> Iterable[tuple[str, str]]:
     """(transfer, base) of every delta that is there, whichever sweep's."""
-    for record in store.records("transfer"):
-        job = job_from_record(record)
+    for job, _ in store.records("transfer"):
         if isinstance(job, TransferSpec) and store.size_of(f"{job.folder}/{DELTA_FILE}") is not None:
             yield job.id, job.base.id
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ import numpy as np
 from fine_core.initializers.fine.factorized import BLOCK_MATRICES
 from fine_core.retention import RetentionSchedule
 from sweeps.planning.names import MethodNames
+from sweeps.planning.points import ForgettingCurve
 from sweeps.results.pareto import standard_error
-from trainables.specs.models import DecomposedLearngeneSpec
-from trainables.specs.transfers import CurveSpec, TransferSpec
+from trainables.specs.models import DecompositionSpec
+from trainables.specs.transfers import TransferSpec
+from trainables.storage.record import Record
+from trainables.storage.store import Store
 
 
 def used_schedules(transfers: Sequence[TransferSpec]) -> dict[str, dict[str, list[float]]]:
@@ -28,18 +32,21 @@ def schedule_curves(schedule: RetentionSchedule) -> dict[str, list[float]]:
     return {"psi": schedule.psi().tolist(), "xi": schedule.xi().tolist()}
 
 
-def decomposition_rows(job: DecomposedLearngeneSpec, record: dict[str, Any]) -> list[dict[str, Any]]:
+def decomposition_rows(job: DecompositionSpec, record: Record) -> list[dict[str, Any]]:
     """One row per matrix type: its relative error after the joint SVD and after alternating least squares."""
-    errors = {m: {step: record["metrics"][f"error/{m}/{step}"] for step in ("joint_svd", "als")} for m in BLOCK_MATRICES}
+    errors = {m: {step: record.metrics[f"error/{m}/{step}"] for step in ("joint_svd", "als")} for m in BLOCK_MATRICES}
     return [{"matrix": matrix, "rank": job.rank, **values} for matrix, values in errors.items()]
 
 
-def curve_rows(results: Sequence[tuple[CurveSpec, dict[str, Any]]], names: MethodNames) -> list[dict[str, Any]]:
-    """One row per transfer method and share, averaged over the seeds."""
+def curve_rows(curves: Sequence[ForgettingCurve], names: MethodNames, store: Store) -> list[dict[str, Any]]:
+    """One row per transfer method and share of replaced steps that has a score, averaged over the seeds."""
     fids: dict[tuple[str, str, str, float], list[float]] = defaultdict(list)
-    for job, record in results:
-        for share, fid in zip(record["shares"], record["fids"], strict=True):
-            fids[(names.of(job.transfer), job.transfer.size.name, record["protocol"], share)].append(fid)
+    for curve in curves:
+        for score in curve.scores:
+            if (record := store.read_record(score)) is not None:
+                share = score.replaced_steps / score.evaluation.sampler.sampling_steps
+                protocol = str(replace(record.protocol, replaced_steps=0))
+                fids[(names.of(curve.transfer), curve.transfer.size.name, protocol, share)].append(record.metrics["fid"])
     return [
         {
             "method": method,

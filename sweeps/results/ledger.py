@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from sweeps.planning.names import MethodNames
-from sweeps.results.pareto import Results
+from sweeps.results.points import Results
 from trainables.specs.base import JobSpec
-from trainables.specs.models import FineSpec, PointSpec, TrialSpec
-from trainables.specs.transfers import TransferSpec
+from trainables.specs.models import PointSpec
 from trainables.storage.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
+from trainables.storage.record import Record
 from trainables.storage.store import Store
 
 # kind of job -> (file that is kept, metric of the seconds that it took)
 KEPT = {
     "learngene": (LEARNGENE_FILE, "train_s"),
     "bank": (BANK_FILE, "sampling_s"),
-    "trial": (MODEL_FILE, "train_s"),
+    "base": (MODEL_FILE, "train_s"),
     "transfer": (DELTA_FILE, "train_s"),
 }
 
@@ -28,30 +28,28 @@ def ledger_rows(results: Results, store: Store, names: MethodNames) -> list[dict
     What a method's points share is counted once. A transfer needs its base model beside its delta: the base is a row of its
     initialization's, not of every transfer's. Seeds are repeats of the same point; the first of them is kept.
     """
-    kept: dict[tuple, tuple[PointSpec, dict[str, Any]]] = {}
-    for job, record in sorted(results, key=lambda result: result[0].seed):
-        kept.setdefault((names.of(job), job.size), (job, record))
+    kept: dict[tuple, tuple[PointSpec, Record]] = {}
+    for result in sorted(results, key=lambda result: result.job.seed):
+        kept.setdefault((names.of(result.job), result.job.size), (result.job, result.model_record))
     rows = []
     for method in sorted({method for method, _ in kept}):
         members = [pair for (name, _), pair in kept.items() if name == method]
         shared = {need.id: need for job, _ in members for need in _kept_to_initialize(job)}
-        rows += [_row(method, "initialize", need, need.label, store.read_record(need)) for need in shared.values()]
+        rows += [_row(method, "initialize", need, need.label, store.record(need)) for need in shared.values()]
         for job, record in sorted(members, key=lambda pair: (pair[0].size.depth, pair[0].size.width)):
-            what = "dense weights" if isinstance(job, TrialSpec) else f"delta to {job.base.initialization.name}"
+            what = "dense weights" if job.kind == "base" else f"delta to {job.base.initialization.name}"
             rows.append(_row(method, "serve", job, f"{job.size.name}, {what}", record))
     return rows
 
 
 def _kept_to_initialize(job: PointSpec) -> list[JobSpec]:
     """The artifacts that a point was made from, beside its base model."""
-    if isinstance(job, TransferSpec):
-        return [] if job.bank is None else [job.bank]
-    return [job.initialization.learngene] if isinstance(job.initialization, FineSpec) else []
+    return [need for need in job.needs if need.kind in ("learngene", "bank")]
 
 
-def _row(method: str, role: str, job: JobSpec, item: str, record: dict[str, Any]) -> dict[str, Any]:
+def _row(method: str, role: str, job: JobSpec, item: str, record: Record) -> dict[str, Any]:
     file, seconds = KEPT[job.kind]
-    made = {"bytes": record["files"][file]["bytes"], "seconds": record["metrics"][seconds]}
+    made = {"bytes": record.files[file].bytes, "seconds": record.metrics[seconds]}
     return {"method": method, "role": role, "item": item, **made}
 
 

@@ -9,18 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from fine_core.evaluation.protocol import Protocol
 from sweeps.planning.names import MethodNames
-from trainables.specs.models import PointSpec
-from trainables.specs.transfers import TransferSpec
+from sweeps.results.points import PointResult, Results
 
 COSTS = ("params_total", "macs", "serve_bytes", "params_trainable")
 MEANS = ("fid", "train_s", "eval_s")
 OPTIONAL_MEANS = ("kid", "sfid", "inception_score", "precision", "recall")  # where extractor and reference allow them
 FORGETTING = ("source_fid", "source_fid_before", "distance", "tuned_distance", "tuned_distance_per_parameter")
 NUM_DRAWS = 4000
-
-
-Results = Sequence[tuple[PointSpec, dict[str, Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +35,7 @@ class Point:
     depth: int
     width: int
     num_heads: int
-    protocol: str
+    protocol: Protocol
     trial_ids: str
     num_seeds: int
     fid: float
@@ -67,25 +64,25 @@ class Point:
 
 def points_from(results: Results, names: MethodNames) -> list[Point]:
     """Average the seeds of every (method, size, protocol): base models before transfers, cheapest first."""
-    groups: dict[tuple, list[tuple[PointSpec, dict[str, Any]]]] = defaultdict(list)
-    for job, record in results:
-        groups[(names.of(job), job.size, record["protocol"])].append((job, record))
+    groups: dict[tuple, list[PointResult]] = defaultdict(list)
+    for result in results:
+        groups[(names.of(result.job), result.job.size, result.protocol)].append(result)
     points = []
     for (method, size, protocol), members in groups.items():
-        metrics = [record["metrics"] for _, record in members]
-        job = members[0][0]
+        metrics = [member.metrics for member in members]
+        job = members[0].job
         fids = [m["fid"] for m in metrics]
         points.append(
             Point(
                 method=method,
                 initialization=job.initialization.name,
-                transfer=job.method if isinstance(job, TransferSpec) else "none",
+                transfer=job.transfer_name,
                 dataset=job.dataset,
                 depth=size.depth,
                 width=size.width,
                 num_heads=size.num_heads,
                 protocol=protocol,
-                trial_ids=" ".join(job.id for job, _ in members),
+                trial_ids=" ".join(member.id for member in members),
                 num_seeds=len(members),
                 fid_stderr=standard_error(fids),
                 **{name: _mean(metrics, name) for name in (*MEANS, *OPTIONAL_MEANS)},
@@ -142,9 +139,9 @@ def _check_one_protocol(points: Sequence[Point]) -> None:
         raise ValueError("points of different protocols cannot share a front")
 
 
-def by_protocol(points: Sequence[Point]) -> dict[str, list[Point]]:
+def by_protocol(points: Sequence[Point]) -> dict[Protocol, list[Point]]:
     """Points that may be compared with each other."""
-    groups: dict[str, list[Point]] = defaultdict(list)
+    groups: dict[Protocol, list[Point]] = defaultdict(list)
     for point in points:
         groups[point.protocol].append(point)
     return dict(groups)
@@ -152,7 +149,7 @@ def by_protocol(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 def report_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
     """The table of the report: every point with its membership in the joint fronts and in its own method's."""
-    rows = [vars(p) | {"label": p.label} for p in points]
+    rows = [vars(p) | {"label": p.label, "protocol": str(p.protocol)} for p in points]
     by_method: dict[str, list[int]] = defaultdict(list)
     for index, point in enumerate(points):
         by_method[point.method].append(index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,24 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from fine_core.checkpoints.native import config_to_json, load_model, predicted_file_bytes
+from fine_core.checkpoints.native import config_to_json, predicted_file_bytes
 from fine_core.data.registry import labels_to_sample, load_dataset, short_name
 from fine_core.dit import DiT
+from fine_core.evaluation.protocol import Protocol
 from fine_core.evaluation.reference import save_samples_npz
 from fine_core.sampling.draw import draw_batch
 from sweeps.planning.costs import model_shapes
+from sweeps.planning.points import PlannedPoint
 from sweeps.results.pareto import OPTIONAL_MEANS, non_dominated, standard_error
+from sweeps.results.points import PointResult, point_result
 from trainables.jobs.scorer import load_scorer, load_stored_vae
-from trainables.jobs.transfer import load_transferred
+from trainables.jobs.served import load_served
 from trainables.methods import transfer_method
-from trainables.specs.base import check
-from trainables.specs.from_record import job_from_record
-from trainables.specs.models import FineSpec, PointSpec
+from trainables.specs.base import JobSpec, check
+from trainables.specs.identity import to_json
+from trainables.specs.models import BaseModelSpec, PointSpec
+from trainables.specs.scores import ScoreSpec
 from trainables.specs.transfers import TransferSpec
-from trainables.storage.files import MODEL_FILE
 from trainables.storage.store import Store
 
 
@@ -37,13 +40,20 @@ from trainables.storage.store import Store
 class Candidate:
     """One point over its seeds, as it would be served: dense. `serve_bytes` is the size of that file, not of a delta."""
 
-    jobs: tuple[PointSpec, ...]
-    records: tuple[dict[str, Any], ...]
+    results: tuple[PointResult, ...]
     serve_bytes: int
 
     @property
+    def jobs(self) -> list[BaseModelSpec | TransferSpec]:
+        return [result.job for result in self.results]
+
+    @property
+    def protocol(self) -> Protocol:
+        return self.results[0].protocol
+
+    @property
     def fids(self) -> list[float]:
-        return [record["metrics"]["fid"] for record in self.records]
+        return [result.metrics["fid"] for result in self.results]
 
     @property
     def fid(self) -> float:
@@ -51,27 +61,39 @@ class Candidate:
 
     @property
     def costs(self) -> dict[str, float]:
-        metrics = self.records[0]["metrics"]
+        metrics = self.results[0].metrics
         return {"serve_bytes": self.serve_bytes, "params": metrics["params_total"], "gmacs": metrics["macs"] / 1e9}
 
 
 def candidates(store: Store) -> list[Candidate]:
     """Every scored point that can be merged into a dense DiT. Those that differ in their seed alone are one."""
-    groups: dict[str, list[tuple[PointSpec, dict[str, Any]]]] = defaultdict(list)
-    for kind in ("trial", "transfer"):
-        for record in store.records(kind):
-            job = job_from_record(record)
-            if job is None or (isinstance(job, TransferSpec) and not transfer_method(job.method).mergeable):
-                continue
-            groups[json.dumps([_without_seeds(asdict(job)), record["protocol"]], sort_keys=True)].append((job, record))
+    scores = [(job, record) for job, record in store.records("score") if isinstance(job, ScoreSpec)]
+    groups: dict[str, list[PointResult]] = defaultdict(list)
+    for score, _ in scores:
+        model = score.scored
+        if not isinstance(model, BaseModelSpec | TransferSpec) or score.evaluation.unconditional or score.replaced_steps:
+            continue
+        if isinstance(model, TransferSpec) and not transfer_method(model.method).mergeable:
+            continue
+        result = point_result(_point_of(model, score, [s for s, _ in scores]), store)
+        if result is not None:
+            groups[json.dumps([_without_seeds(to_json(model)), str(result.protocol)], sort_keys=True)].append(result)
     found = []
     for members in groups.values():
-        members.sort(key=lambda pair: pair[0].seed)
-        jobs, records = zip(*members, strict=True)
-        config = jobs[0].model
+        members.sort(key=lambda result: result.job.seed)
+        config = members[0].job.model
         bytes_ = predicted_file_bytes(model_shapes(config), kind="dit", config=config_to_json(config))
-        found.append(Candidate(jobs=jobs, records=records, serve_bytes=bytes_))
+        found.append(Candidate(results=tuple(members), serve_bytes=bytes_))
     return found
+
+
+def _point_of(model: BaseModelSpec | TransferSpec, score: ScoreSpec, scores: Sequence[ScoreSpec]) -> PlannedPoint:
+    """A point with the scores on its source domain that a store has for it."""
+    after = next((s for s in scores if s.scored == model and s.evaluation.unconditional), None)
+    before = None if after is None else next((s for s in scores if s == replace(after, scored=model.base)), None)
+    if after is None or before is None or model.base is model:
+        return PlannedPoint(model=model, score=score)
+    return PlannedPoint(model=model, score=score, forgetting=after, forgetting_before=before)
 
 
 def _without_seeds(spec: Any) -> Any:
@@ -92,7 +114,7 @@ def on_dataset(found: Sequence[Candidate], dataset: str | None, protocol: str = 
     dataset = dataset or datasets[0]
     check(dataset in datasets, f"no point on {dataset!r}; there are points on {', '.join(datasets)}")
     chosen = [candidate for candidate in found if short_name(candidate.jobs[0].dataset) == dataset]
-    protocols = sorted({candidate.records[0]["protocol"] for candidate in chosen})
+    protocols = sorted({str(candidate.protocol) for candidate in chosen})
     fitting = [one for one in protocols if protocol in one]
     check(bool(fitting), f"no protocol on {dataset} contains {protocol!r}; there are: {'; '.join(protocols)}")
     check(
@@ -100,7 +122,7 @@ def on_dataset(found: Sequence[Candidate], dataset: str | None, protocol: str = 
         f"points on {dataset} have {len(fitting)} protocols, which cannot be compared: {'; '.join(fitting)}. "
         "Choose one by a part of it: --protocol '10000 samples'",
     )
-    return [candidate for candidate in chosen if candidate.records[0]["protocol"] == fitting[0]]
+    return [candidate for candidate in chosen if str(candidate.protocol) == fitting[0]]
 
 
 def pick(found: Sequence[Candidate], limits: dict[str, float]) -> Candidate:
@@ -117,34 +139,31 @@ def _text(limits: dict[str, float]) -> str:
 
 def served_model(candidate: Candidate, store: Store) -> DiT:
     """The dense model of its first seed: to take the best of the seeds would be to pick twice."""
-    job = candidate.jobs[0]
-    if isinstance(job, TransferSpec):
-        return load_transferred(job, store)
-    return load_model(store.fetch(job, MODEL_FILE), expect=job.model)
+    return load_served(candidate.jobs[0], store)
 
 
 def vae_of(candidate: Candidate, store: Store) -> nn.Module | None:
     """The VAE that a model of latents is served with; None for a model of pixels."""
-    extractor = candidate.jobs[0].extractor
+    extractor = candidate.results[0].score.extractor
     return None if extractor.vae is None else load_stored_vae(extractor.vae, store)
 
 
 def save_samples(candidate: Candidate, model: DiT, num_samples: int, path: Path, store: Store, console: Console) -> None:
     """Draw images as the point's protocol draws them, with the labels of its dataset, and write them as an ADM `.npz`."""
-    job = candidate.jobs[0]
-    scorer = load_scorer(job.extractor, store, torch.device("cpu"))
-    labels = labels_to_sample(load_dataset(job.dataset, "pool"), num_samples).split(job.evaluation.batch_size)
+    job, score = candidate.jobs[0], candidate.results[0].score
+    scorer = load_scorer(score.extractor, store, torch.device("cpu"))
+    labels = labels_to_sample(load_dataset(job.dataset, "pool"), num_samples).split(score.evaluation.batch_size)
     images = []
     for index, part in enumerate(track(labels, "drawing samples", console=console, transient=True)):
-        drawn = draw_batch(model.eval(), part, job.evaluation.sampler, seed=job.seed, index=index)
+        drawn = draw_batch(model.eval(), part, score.evaluation.sampler, seed=score.seed, index=index)
         images.append(scorer.to_images(drawn))
     save_samples_npz(path, torch.cat(images))
 
 
 def card(candidate: Candidate, found: Sequence[Candidate]) -> dict[str, Any]:
     """All that is known of a point: method, settings, scores with their protocol and uncertainty, costs, lineage."""
-    job, record = candidate.jobs[0], candidate.records[0]
-    metrics = record["metrics"]
+    result = candidate.results[0]
+    job, metrics = result.job, result.metrics
     costs = np.array([c.serve_bytes for c in found], dtype=float)
     front = non_dominated(costs, np.array([c.fid for c in found]))
     content: dict[str, Any] = {
@@ -154,15 +173,16 @@ def card(candidate: Candidate, found: Sequence[Candidate]) -> dict[str, Any]:
         "size": asdict(job.size),
         "fid": candidate.fid,
         "fid_standard_error": standard_error(candidate.fids),
-        **{name: float(np.mean([r["metrics"][name] for r in candidate.records])) for name in OPTIONAL_MEANS if name in metrics},
+        **{name: float(np.mean([r.metrics[name] for r in candidate.results])) for name in OPTIONAL_MEANS if name in metrics},
         "seeds": [j.seed for j in candidate.jobs],
-        "protocol": record["protocol"],
+        "protocol": str(result.protocol),
+        "protocol_fields": result.protocol.to_json(),
         "on_front_of_serve_bytes": bool(front[[c is candidate for c in found].index(True)]),
         "costs": candidate.costs,
         "training": {"steps": job.training.steps, "lr": job.training.lr, "batch_size": job.training.batch_size},
         "seconds": {"training": metrics["train_s"], "evaluation": metrics["eval_s"]},
         "lineage": lineage(job),
-        "provenance": record["provenance"],
+        "provenance": result.model_record.provenance,
     }
     if isinstance(job, TransferSpec):
         content["delta_bytes"] = metrics["serve_bytes"]
@@ -174,11 +194,9 @@ def card(candidate: Candidate, found: Sequence[Candidate]) -> dict[str, Any]:
 
 def lineage(job: PointSpec) -> list[dict[str, str]]:
     """What a point was made from, itself first, down to the learngene or the given model."""
-    chain = [job]
-    if isinstance(job, TransferSpec):
+    chain: list[JobSpec] = [job]
+    if job.base is not job:
         chain += [job.base] if job.bank is None else [job.bank, job.base]
-    base = chain[-1]
-    if isinstance(base.initialization, FineSpec):
-        chain.append(base.initialization.learngene)
-        chain += [need for need in chain[-1].needs if need.kind == "source"]
+    for part in chain:  # grows while it is read: what each was made from
+        chain += [need for need in part.needs if part.kind in ("base", "learngene", "decomposition") and need not in chain]
     return [{"kind": part.kind, "id": part.id, "label": part.label} for part in chain]

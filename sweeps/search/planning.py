@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fine_core.evaluation.protocol import EvaluationSpec
-from sweeps.planning.costs import estimated_core_s, predicted_serve_bytes, predicted_served_parameters
+from sweeps.planning.costs import predicted_serve_bytes, predicted_served_parameters, task_core_s
 from sweeps.planning.grid import GridSpec
-from sweeps.planning.plan import Plan, plan_jobs
+from sweeps.planning.plan import Plan, plan_tasks
 from sweeps.planning.settings import TransferSettings
 from sweeps.search.space import GAMMA_SPANS, Choice, Point, SearchSpace, build_space
 from sweeps.search.study import OBJECTIVES, SAMPLERS, HalvingSpec, StudySpec, rungs_of, study_digest
@@ -63,10 +63,6 @@ class SearchPlan(Plan):
     excluded: tuple[str, ...]  # sizes at which no point keeps to the limits
 
     @property
-    def points(self) -> tuple[TransferSpec, ...]:
-        return ()
-
-    @property
     def identity(self) -> list[str]:
         """Its studies: the same search is the same sweep, also with more trials."""
         return [study.name for study in self.studies]
@@ -78,7 +74,7 @@ class SearchPlan(Plan):
 
 def trial_core_s(study: StudySpec) -> float:
     """Seconds of one CPU core for a full trial of a study, at its most expensive size."""
-    return max(estimated_core_s(study.default_transfer(size)) for size in study.sizes)
+    return max(task_core_s(study.point(study.default_transfer(size)).task) for size in study.sizes)
 
 
 def plan_search(grid: GridSpec, search: SearchSpec) -> SearchPlan:
@@ -95,10 +91,11 @@ def plan_search(grid: GridSpec, search: SearchSpec) -> SearchPlan:
     groups = [allowed] if search.is_joint and len(allowed) > 1 else [{name: allowed[name]} for name in allowed]
     studies = tuple(_study(grid, search, {name: sizes[name] for name in group}, group) for group in groups)
     _check_objectives(search, studies)
-    transfers = [study.transfer(point) for study in studies for point in _points_of_all_bases(study)]
-    before = plan_jobs([transfer.base for transfer in transfers], transfers)
+    points = [study.point(study.transfer(point)) for study in studies for point in _points_of_all_bases(study)]
+    needed_before = [point.forgetting_before for point in points if point.forgetting_before is not None]
+    before = plan_tasks([point.task for point in points], before=needed_before)
     excluded = tuple(name for name in sizes if name not in allowed)
-    first = {stage: getattr(before, stage) for stage in ("source", "decompose", "base", "bank")}
+    first = {stage: getattr(before, stage) for stage in ("source", "decompose", "learngene", "base", "bank")}
     return SearchPlan(**first, studies=studies, excluded=excluded)
 
 

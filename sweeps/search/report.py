@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,15 @@ from rich.table import Table
 from fine_core.retention import RetentionSchedule
 from mlflow_setup.curves import draw_best_schedules
 from mlflow_setup.report import pyplot, write_csv
+from sweeps.execution.errors import without_password
+from sweeps.execution.recorder import Recorder
+from sweeps.execution.sweep import Outcome, Surroundings
+from sweeps.planning.names import MethodNames
 from sweeps.planning.settings import TransferSettings, TunedTransfer, write_tuned
 from sweeps.results.curves import schedule_curves
-from sweeps.results.pareto import Results
+from sweeps.results.points import Results, point_result
+from sweeps.results.report import executable_path, report_folder, show_where, write_fronts
+from sweeps.search.agenda import NO_TRIAL, SearchAgenda
 from sweeps.search.study import OUTCOME, ScheduleStudy
 from trainables.specs.transfers import TransferSpec
 from trainables.storage.store import Store
@@ -47,7 +55,8 @@ class SearchReport:
         if len({job.size for job in jobs}) < 2:
             return []
         unique = {job.id: job for job in jobs}
-        return [(job, record) for job in unique.values() if (record := self.store.read_record(job)) is not None]
+        spec = self.studies[0].spec
+        return [result for job in unique.values() if (result := point_result(spec.point(job), self.store)) is not None]
 
     def write(self) -> list[Path]:
         """Print the tables and write the files; returns them."""
@@ -71,7 +80,8 @@ class SearchReport:
             method=spec.method, initialization=spec.initialization, size=size, settings=spec.space.settings(trial.params)
         )
         facts = {"study": spec.name, "trial": trial.number, "transfer_id": transfer.id, "target": transfer.dataset}
-        facts |= {"protocol": self.store.read_record(transfer)["protocol"], "seed": transfer.seed}
+        protocol = str(self.store.record(spec.point(transfer).score).protocol)
+        facts |= {"protocol": protocol, "seed": transfer.seed}
         return tuned, facts | dict(zip(spec.objectives, trial.values, strict=True))
 
     def _show_studies(self) -> None:
@@ -99,9 +109,9 @@ class SearchReport:
             table.add_column(column, justify="right", no_wrap=True)
         for study, size, trial in self.best:
             settings = study.spec.space.settings(trial.params)
-            default = self.store.read_record(study.spec.default_transfer(size))
+            default = self.store.read_record(study.spec.point(study.spec.default_transfer(size)).score)
             cells = [_shown(getattr(settings, name)) for name in searched]
-            before = "-" if default is None else f"{default['metrics']['fid']:.3f}"
+            before = "-" if default is None else f"{default.metrics['fid']:.3f}"
             table.add_row(size, *cells, f"{trial.user_attrs['fid']:.3f}", before)
         self.console.print(table)
         self.console.print(f"protocol: {self._protocol(self.best[0][0])}", highlight=False)
@@ -144,7 +154,7 @@ class SearchReport:
         return files
 
     def _protocol(self, study: ScheduleStudy) -> str:
-        return self.store.read_record(study.scored()[0])["protocol"]
+        return str(self.store.record(study.spec.point(study.scored()[0]).score).protocol)
 
     def summary(self) -> dict[str, float]:
         """Metrics of the whole search."""
@@ -250,3 +260,67 @@ def _save(draw: Callable[[], Any], path: Path, *, title: str, log_scale: bool) -
         axes.figure.savefig(path, dpi=110, bbox_inches="tight")
         plt.close(axes.figure)
     return path
+
+
+def report_search(
+    agenda: SearchAgenda, at: Surroundings, recorder: Recorder, outcome: Outcome, *, next_steps: NextSteps
+) -> int:
+    """Write the report of studies as they stand. Returns the exit code."""
+    runs, console, store, folder = recorder.runs, at.console, at.store, report_folder(agenda.plan, at.data_folder)
+    _record_stopped(agenda, recorder, store)
+    report = SearchReport(agenda.studies, store, folder, console)
+    files = report.write()
+    if report.compared:
+        names = MethodNames([result.job for result in report.compared], tuned=report.best_ids)
+        files += write_fronts(report.compared, names, folder, runs, console)
+    runs.log_files(files)
+    datasets = list(dict.fromkeys(study.spec.grid.transfer.target for study in agenda.studies))
+    show_where(files, datasets, agenda.plan.sweep_id, runs, at.tracking, console)
+    _show_next_steps(report, next_steps, console)
+    broken = [(study, number, reason) for study in agenda.studies for number, reason in study.broken.items()]
+    for study, number, reason in broken:
+        name = study.spec.label if number == NO_TRIAL else f"{study.spec.label} trial {number}"
+        console.print(f"failed: {name}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+    failed = bool(broken) or not report.best
+    timings = {f"timing/{name}_s": value for name, value in outcome.timings.items()}
+    runs.close("FAILED" if failed else "FINISHED", report.summary() | timings)
+    if broken:
+        console.print("Run the same command again to retry what failed.")
+    return 1 if failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextSteps:
+    """What the report suggests: options of a grid that takes the result, and where the studies lie."""
+
+    grid_options: Sequence[str]
+    study_storage: str
+
+
+def _record_stopped(agenda: SearchAgenda, recorder: Recorder, store: Store) -> None:
+    """Runs of trials that were stopped early while MLflow was away, or just before this process was killed."""
+    for study in agenda.studies:
+        for transfer, outcome in study.stopped():
+            if recorder.runs.is_stopped(transfer.id):
+                continue
+            recorder.start(transfer)
+            for rung in study.rungs(transfer):
+                if (record := store.read_record(rung)) is not None:
+                    recorder.rung(rung, record)
+            recorder.stop(transfer.id, outcome)
+
+
+def _show_next_steps(report: SearchReport, steps: NextSteps, console: Console) -> None:
+    """How the result is used, and where else the studies can be looked at."""
+    lines = []
+    waiting = sum(study.num_waiting for study in report.studies)
+    if waiting:
+        lines.append(f"{waiting} known points were not tried, for there were no trials left; raise --trials")
+    if report.best:
+        command = ["python", "sweeps/size_grid.py", *steps.grid_options]
+        command += ["--schedules", f"linear,@{report.folder / BEST_FILE}"]
+        lines.append(f"Use it in a grid:  {shlex.join(command)}")
+    dashboard = shlex.join([executable_path("optuna-dashboard"), without_password(steps.study_storage)])
+    lines.append(f"Look at the study: {dashboard}  (of the extra: pip install -e '.[dashboard]')")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -10,8 +10,7 @@ import hashlib
 import json
 import warnings
 from collections import deque
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -20,8 +19,13 @@ from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.randomness import stream_seed
 from sweeps.execution.errors import without_password
 from sweeps.planning.grid import GridSpec
+from sweeps.planning.points import PlannedPoint
+from sweeps.results.points import PointResult, point_result
 from sweeps.search.space import Point, SearchSpace
+from trainables.failures import Failure, FailureKind
 from trainables.specs.base import JobSpec, check
+from trainables.specs.scores import ScoreSpec
+from trainables.specs.tasks import Task
 from trainables.specs.transfers import RungSpec, TransferSpec
 from trainables.storage.store import Store
 
@@ -92,9 +96,18 @@ class StudySpec:
         where = {"initialization": self.initialization, "seed": self.grid.seeds[0]}
         return self.grid.transferred(self.method, settings, depth=depth, width=width, **where)
 
+    def point(self, transfer: TransferSpec) -> PlannedPoint:
+        """A transfer with its scores; what it forgets is scored only where that is an objective."""
+        point = self.grid.point(transfer)
+        return point if "forgetting" in self.objectives else PlannedPoint(model=transfer, score=point.score)
+
     def default_transfer(self, size: str) -> TransferSpec:
         """What the grid would do at a size without a search."""
         return self.transfer(self.space.point(self.space.default_at(size), size))
+
+    def _default_jobs(self, size: str) -> tuple[JobSpec, ...]:
+        point = self.point(self.default_transfer(size))
+        return (point.model, *point.scores)
 
     @property
     def definition(self) -> str:
@@ -104,7 +117,7 @@ class StudySpec:
             "objectives": self.objectives,
             "limits": self.limits,
             "halving": None if self.halving is None else asdict(self.halving),
-            "defaults": {size: self.default_transfer(size).id for size in self.sizes},
+            "defaults": {size: [job.id for job in self._default_jobs(size)] for size in self.sizes},
         }
         return json.dumps(content, sort_keys=True)
 
@@ -153,13 +166,14 @@ class _Running:
 
 
 class ScheduleStudy:
-    """One open study, as a source of jobs. Raises StudyError if the storage cannot be used or holds another study."""
+    """One open study, as a source of tasks. Raises StudyError if the storage cannot be used or holds another study."""
 
     def __init__(self, spec: StudySpec, store: Store, storage: str) -> None:
         self.spec, self.store = spec, store
         self.study = self._open(storage)
         self.labels: dict[str, str] = {}  # id of a transfer -> the trial that it belongs to, for people
-        self.ready: deque[JobSpec] = deque()
+        self.transfers: dict[str, TransferSpec] = {}  # by id: all that this process has started
+        self.ready: deque[Task] = deque()
         self.running: dict[str, _Running] = {}
         self.broken: dict[int, str] = {}  # trials that failed for another reason than their point; tried again next time
         self.exempt = {spec.default_transfer(size).id for size in spec.sizes}  # compared with, so never stopped early
@@ -195,15 +209,15 @@ class ScheduleStudy:
             )
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             check(
-                self.store.read_record(spec.transfer(trial.params)) is not None,
+                point_result(spec.point(spec.transfer(trial.params)), self.store) is not None,
                 f"study {spec.name!r} has scores that {self.store.location} does not hold; take another --study, "
                 "or the --storage-path that it was made with",
             )
         return study
 
-    # A source of jobs.
+    # A source of tasks.
 
-    def next_job(self) -> JobSpec | None:
+    def next_task(self) -> Task | None:
         while not self.ready and self.num_asked < self.spec.num_trials:
             self.study.sampler = make_sampler(self.spec, self.num_asked)
             self._start(self.study.ask())
@@ -236,6 +250,7 @@ class ScheduleStudy:
         transfer = self.spec.transfer(self.spec.space.suggest(trial))  # a trial carried on keeps the values that it has
         trial.set_user_attr("transfer_id", transfer.id)
         trial.set_user_attr("size", transfer.size.name)
+        self.transfers[transfer.id] = transfer
         self.labels.setdefault(transfer.id, f"{transfer.size.name} trial {trial.number} {transfer.method_label}")
         if transfer.id in self.running:
             self.running[transfer.id].others.append(trial)
@@ -247,38 +262,41 @@ class ScheduleStudy:
         """Queue what a trial needs next, or tell Optuna how it ended."""
         running = self.running[transfer_id]
         transfer, trial = running.transfer, running.trial
-        if (record := self.store.read_record(transfer)) is not None:
-            self._complete(running, record)
+        point = self.spec.point(transfer)
+        if (result := point_result(point, self.store)) is not None:
+            self._complete(running, result)
             return
         for rung in self.rungs(transfer):
             # Read anew: this may be a trial that was cut off anywhere between two of these lines.
             known = self._frozen(trial)
-            if known.user_attrs.get(PASSED, 0) >= rung.step:
+            step = rung.total_steps
+            if known.user_attrs.get(PASSED, 0) >= step:
                 continue
             if (record := self.store.read_record(rung)) is None:
-                self.ready.append(rung)
+                self.ready.append(Task(job=rung))
                 return
-            if rung.step not in known.intermediate_values:
-                trial.report(record["metrics"]["fid"], rung.step)
+            if step not in known.intermediate_values:
+                trial.report(record.metrics["fid"], step)
             stops = trial.should_prune() and transfer.id not in self.exempt
             if stops or OUTCOME in known.user_attrs:
-                self._end(running, TrialState.PRUNED, f"{STOPPED} at step {rung.step}")
+                self._end(running, TrialState.PRUNED, f"{STOPPED} at step {step}")
                 return
-            trial.set_user_attr(PASSED, rung.step)
-        self.ready.append(transfer)
+            trial.set_user_attr(PASSED, step)
+        self.ready.append(point.task)
 
     def _frozen(self, trial: optuna.Trial) -> FrozenTrial:
         return trial.storage.get_trial(trial._trial_id)
 
-    def rungs(self, transfer: TransferSpec) -> list[RungSpec]:
+    def rungs(self, transfer: TransferSpec) -> list[ScoreSpec]:
+        """The scores by the proxy protocol at the steps where the trial may be stopped."""
         if self.spec.halving is None:
             return []
-        return [
-            RungSpec(transfer=transfer, step=step, evaluation=self.spec.halving.evaluation) for step in self.spec.halving.rungs
-        ]
+        full, evaluation = self.spec.point(transfer).score, self.spec.halving.evaluation
+        rungs = [RungSpec(transfer=transfer, step=step) for step in self.spec.halving.rungs]
+        return [replace(full, scored=rung, evaluation=evaluation) for rung in rungs]
 
-    def _complete(self, running: _Running, record: dict[str, Any]) -> None:
-        metrics = record["metrics"]
+    def _complete(self, running: _Running, result: PointResult) -> None:
+        metrics = result.metrics
         for trial in (running.trial, *running.others):
             for name, limit in self.spec.limits.items():
                 trial.set_constraint(name, metrics[name] - limit)
@@ -297,31 +315,32 @@ class ScheduleStudy:
             self.study.tell(trial, values, state=state, skip_if_finished=True)
         del self.running[running.transfer.id]
 
-    # What became of its jobs.
+    # What became of its tasks.
 
-    def finished(self, job: JobSpec) -> str | None:
-        """Take in a job's record. Returns why its transfer was ended early, if it was.
+    def finished(self, task: Task) -> str | None:
+        """Take in the records of a task. Returns why its transfer was ended early, if it was.
 
-        Heard again, it changes nothing: Tune runs a job again if a first hearing failed.
+        Heard again, it changes nothing: Tune runs a task again if a first hearing failed.
         """
-        if job.run_id not in self.running:
+        transfer_id = task.job.run_id
+        if transfer_id not in self.running:
             return None
-        trial = self.running[job.run_id].trial
-        self._advance(job.run_id)
+        trial = self.running[transfer_id].trial
+        self._advance(transfer_id)
         ended = self._frozen(trial)
         return ended.user_attrs[OUTCOME] if ended.state == TrialState.PRUNED else None
 
-    def failed(self, job: JobSpec, reason: str) -> None:
+    def failed(self, task: Task, failure: Failure) -> None:
         """A point whose training diverges has had its trial; anything else is tried again by the same command."""
-        running = self.running.get(job.run_id)
+        running = self.running.get(task.job.run_id)
         if running is None:
             return
-        if "TrainingDiverged" in reason:
-            self._end(running, TrialState.PRUNED, f"diverged: {reason.rpartition('TrainingDiverged: ')[2]}")
+        if failure.kind is FailureKind.DIVERGED:
+            self._end(running, TrialState.PRUNED, f"diverged: {failure.reason}")
             return
         for trial in (running.trial, *running.others):
-            self.broken[trial.number] = reason
-        del self.running[job.run_id]
+            self.broken[trial.number] = str(failure)
+        del self.running[task.job.run_id]
 
     @property
     def num_waiting(self) -> int:
@@ -342,10 +361,10 @@ class Studies:
     def __init__(self, studies: list[ScheduleStudy]) -> None:
         self.studies = studies
 
-    def next_job(self) -> JobSpec | None:
+    def next_task(self) -> Task | None:
         for study in sorted(self.studies, key=lambda s: (not s.ready, s.num_asked)):
-            if (job := study.next_job()) is not None:
-                return job
+            if (task := study.next_task()) is not None:
+                return task
         return None
 
     def is_exhausted(self) -> bool:

@@ -10,16 +10,16 @@ from trainables.initializations.fine import FineRecipe
 from trainables.initializations.given import GivenRecipe
 from trainables.initializations.scratch import ScratchRecipe
 from trainables.specs.base import SourceSpec
-from trainables.specs.models import FineSpec, GivenSpec, LearngeneSpec, TrialSpec
+from trainables.specs.models import BaseModelSpec, FineSpec, GivenSpec, LearngeneSpec
 from trainables.training.loop import Recipe
 
 INITIALIZATIONS = ("fine", "scratch", "given")
 
 
-def recipe_for(trial: TrialSpec, load: Callable[[LearngeneSpec | SourceSpec], Learngene | DiT]) -> Recipe:
+def recipe_for(job: BaseModelSpec, load: Callable[[LearngeneSpec | SourceSpec], Learngene | DiT]) -> Recipe:
     """The recipe of a trial; a learngene or a given model is loaded only where one is needed."""
-    if isinstance(trial.initialization, FineSpec):
-        return FineRecipe(trial, load(trial.initialization.learngene))
-    if isinstance(trial.initialization, GivenSpec):
-        return GivenRecipe(load(trial.initialization.source))
-    return ScratchRecipe(trial)
+    if isinstance(job.initialization, FineSpec):
+        return FineRecipe(job, load(job.initialization.learngene))
+    if isinstance(job.initialization, GivenSpec):
+        return GivenRecipe(load(job.initialization.source))
+    return ScratchRecipe(job)

@@ -13,7 +13,7 @@ from torch import nn
 from fine_core.initializers.fine.factorized import FactorizedDiT, merge
 from fine_core.initializers.fine.learngene import Learngene
 from fine_core.randomness import stream_generator, stream_seed
-from trainables.specs.models import LearngeneSpec, TrialSpec
+from trainables.specs.models import BaseModelSpec, LearngeneSpec
 from trainables.training.loop import Phase
 
 
@@ -22,21 +22,21 @@ class FineRecipe:
 
     skips_parameters = False
 
-    def __init__(self, trial: TrialSpec, learngene: Learngene) -> None:
-        self.trial, self.fine, self.learngene = trial, trial.initialization, learngene
+    def __init__(self, job: BaseModelSpec, learngene: Learngene) -> None:
+        self.job, self.fine, self.learngene = job, job.initialization, learngene
         self.phases = (
             Phase(name="sigma", steps=self.fine.sigma_steps, lr=self.fine.sigma_lr),
-            Phase(name="free", steps=trial.training.steps - self.fine.sigma_steps, lr=trial.training.lr),
+            Phase(name="free", steps=job.training.steps - self.fine.sigma_steps, lr=job.training.lr),
         )
 
     def model_for(self, phase: int, previous: nn.Module | None) -> nn.Module:
         if phase == 1:
             return merge(previous)
         return self.learngene.assemble(
-            self.trial.size,
+            self.job.size,
             sigma_init=self.fine.sigma_init,
             width_mode=self.fine.width_mode,
-            seed=stream_seed(self.trial.seed, "init"),
+            seed=stream_seed(self.job.seed, "init"),
         )
 
     def forward_options(self, step: int) -> dict[str, Any]:
@@ -56,9 +56,9 @@ class LearngeneRecipe:
         if self.start is not None:
             return self.start
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(self.spec.seed, "init"))
+            torch.manual_seed(stream_seed(self.spec.data_seed, "init"))
             return FactorizedDiT(self.spec.model, rank=self.spec.rank, nested_widths=self.spec.nested_widths)
 
     def forward_options(self, step: int) -> dict[str, Any]:
-        generator = stream_generator(self.spec.seed, "width", step)
+        generator = stream_generator(self.spec.data_seed, "width", step)
         return {"width": self.widths[int(torch.randint(len(self.widths), (), generator=generator))]}

@@ -9,21 +9,21 @@ from torch import nn
 
 from fine_core.dit import DiT
 from fine_core.randomness import stream_seed
-from trainables.specs.models import TrialSpec
+from trainables.specs.models import BaseModelSpec
 from trainables.training.loop import Phase
 
 
 class ScratchRecipe:
     skips_parameters = False
 
-    def __init__(self, trial: TrialSpec) -> None:
-        self.trial = trial
-        self.phases = (Phase(name="free", steps=trial.training.steps, lr=trial.training.lr),)
+    def __init__(self, job: BaseModelSpec) -> None:
+        self.job = job
+        self.phases = (Phase(name="free", steps=job.training.steps, lr=job.training.lr),)
 
     def model_for(self, phase: int, previous: nn.Module | None) -> DiT:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(self.trial.seed, "init"))
-            return DiT(self.trial.model)
+            torch.manual_seed(stream_seed(self.job.seed, "init"))
+            return DiT(self.job.model)
 
     def forward_options(self, step: int) -> dict[str, Any]:
         return {}

@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from fine_core.checkpoints.native import load_model
 from fine_core.data.pixels import to_uint8
 from fine_core.data.registry import dataset_info
+from fine_core.evaluation.finite import check_finite_samples
 from fine_core.randomness import stream_seed
 from fine_core.sampling.draw import draw_batch
 from fine_core.transfer.bank import bank_labels, save_bank
+from trainables.jobs.context import JobContext, Result
 from trainables.specs.transfers import BankSpec
 from trainables.storage.files import BANK_FILE, MODEL_FILE
-from trainables.storage.store import Store, Twin
 from trainables.training.checkpoint import report_checkpoint, restore_checkpoint
-from trainables.training.context import RunContext
 
 NUM_REPORTS = 20
 
 
-def run_bank(job: BankSpec, folder: Path, store: Store, run: RunContext, twin: Twin | None) -> dict[str, Any]:
-    """Draw the bank from its latest checkpoint on, unless a twin has. The images do not depend on the number of workers."""
-    if twin is not None:
-        if run.rank == 0:
-            shutil.copyfile(store.fetch(twin, BANK_FILE), folder / BANK_FILE)
-        return {"metrics": store.read_record(twin)["metrics"]}
+def run_bank(job: BankSpec, context: JobContext) -> Result:
+    """Draw the bank from its latest checkpoint on. The images do not depend on the number of workers."""
+    store, run = context.store, context.run
     model = load_model(store.fetch(job.base, MODEL_FILE), expect=job.model).to(run.device).eval()
     labels = bank_labels(job.num_images, job.model.num_classes, seed=job.seed).to(run.device).split(job.batch_size)
     seed, is_latent = stream_seed(job.seed, "bank"), dataset_info(job.base.dataset).latents is not None
@@ -43,6 +37,7 @@ def run_bank(job: BankSpec, folder: Path, store: Store, run: RunContext, twin: T
         mine = None
         if index < len(labels):
             drawn = draw_batch(model, labels[index], job.sampler, seed=seed, index=index)
+            check_finite_samples(drawn)
             mine = (drawn.half() if is_latent else to_uint8(drawn)).cpu()
         done += [images for images in run.gather(mine) if images is not None]
         if (round_ + 1) % rounds_per_report == 0:
@@ -54,5 +49,5 @@ def run_bank(job: BankSpec, folder: Path, store: Store, run: RunContext, twin: T
     images = torch.cat(done)
     if run.rank == 0:
         protocol = {"base": job.base.id, "sampler": asdict(job.sampler), "labels": "uniform", "seed": job.seed}
-        save_bank(folder / BANK_FILE, images, protocol=protocol)
-    return {"metrics": {"sampling_s": sampling_s, "bank_images": len(images)}}
+        save_bank(context.folder / BANK_FILE, images, protocol=protocol)
+    return Result(metrics={"sampling_s": sampling_s, "bank_images": len(images)})

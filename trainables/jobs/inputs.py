@@ -13,8 +13,10 @@ from fine_core.data.latents import VAE_CONFIG, VAE_WEIGHTS, load_vae, vae_sha256
 from fine_core.dit import DiT
 from fine_core.files import sha256_of
 from trainables.specs.base import FileSpec, JobSpec, SourceSpec, VaeSpec
+from trainables.specs.identity import to_json
 from trainables.storage.files import MODEL_FILE
-from trainables.storage.provenance import common_record
+from trainables.storage.provenance import provenance
+from trainables.storage.record import Record
 from trainables.storage.store import Store
 
 
@@ -61,4 +63,5 @@ def _publish(job: JobSpec, store: Store, write: Callable[[Path], object]) -> Non
         return
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
-        store.publish(job, Path(folder), {**common_record(job), "metrics": {}})
+        record = Record(id=job.id, kind=job.kind, label=job.label, spec=to_json(job), metrics={}, provenance=provenance())
+        store.publish(job, Path(folder), record)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from fine_core.evaluation.extractors.classifier import load_extractor, save_extr
 from fine_core.evaluation.extractors.given import load_given_extractor, weights_sha256
 from fine_core.evaluation.features import extract_features
 from fine_core.evaluation.reference import Reference, ReferenceBuilder, reference_from_adm
+from trainables.jobs.context import JobContext, Result
 from trainables.specs.base import VaeSpec
 from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
 from trainables.storage.files import EXTRACTOR_FILE, REFERENCE_FILE
@@ -27,6 +26,7 @@ from trainables.training.context import RunContext
 
 BATCH_SIZE = 64
 NUM_REPORTS = 20
+KEPT_SCORERS = 4  # in a process: source and target, each of two sweeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,21 @@ class Scorer:
         return to_uint8(drawn) if self.vae is None else decode(self.vae, drawn, scale=self.scale)
 
 
+_LOADED: dict[tuple, Scorer] = {}
+
+
 def load_scorer(job: ExtractorSpec, store: Store, device: torch.device) -> Scorer:
-    """The scorer of a finished job, on a device. Raises StoreError or CheckpointError for damaged files."""
+    """The scorer of a finished job, on a device; loaded once per process. Raises StoreError or CheckpointError for damaged
+    files."""
+    key = (job.id, store.location, str(device), *sorted(store.record(job).hashes.items()))
+    if key not in _LOADED:
+        if len(_LOADED) >= KEPT_SCORERS:
+            _LOADED.pop(next(iter(_LOADED)))
+        _LOADED[key] = _load_scorer(job, store, device)
+    return _LOADED[key]
+
+
+def _load_scorer(job: ExtractorSpec, store: Store, device: torch.device) -> Scorer:
     reference = Reference.load(store.fetch(job, REFERENCE_FILE))
     if not isinstance(job, GivenExtractorSpec):
         extractor = load_extractor(store.fetch(job, EXTRACTOR_FILE)).to(device)
@@ -77,9 +90,10 @@ def _reference_name(job: GivenExtractorSpec) -> str:
     return f"{reference_dataset(job.dataset)}:pool" if job.reference is None else job.reference.quoted
 
 
-def run_extractor(job: ExtractorSpec, folder: Path, store: Store, run: RunContext) -> dict[str, Any]:
+def run_extractor(job: ExtractorSpec, context: JobContext) -> Result:
     """Train or load the extractor, and take the reference statistics."""
     started = time.perf_counter()
+    store, run, folder = context.store, context.run, context.folder
     metrics: dict[str, float] = {}
     if isinstance(job, GivenExtractorSpec):
         extractor = _given_extractor(job, store).to(run.device)
@@ -92,7 +106,7 @@ def run_extractor(job: ExtractorSpec, folder: Path, store: Store, run: RunContex
     else:
         reference = _reference_of(reference_dataset(job.dataset), extractor, run)
     reference.save(folder / REFERENCE_FILE)
-    return {"metrics": {**metrics, "train_s": time.perf_counter() - started}}
+    return Result(metrics={**metrics, "train_s": time.perf_counter() - started})
 
 
 def _reference_of(dataset: str, extractor: nn.Module, run: RunContext) -> Reference:

@@ -1,10 +1,9 @@
-"""Take a base model to a target domain: train, keep the delta, score on the target and, for forgetting, on the source."""
+"""Take a base model to a target domain: train, and keep the delta."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,13 +17,12 @@ from fine_core.initializers.fine.learngene import Learngene
 from fine_core.randomness import stream_seed
 from fine_core.transfer.bank import load_bank
 from fine_core.transfer.delta import load_delta, save_delta, squared_distance, trainable_tensors
-from trainables.jobs.scoring import save_grid, score_model, score_source
+from trainables.jobs.context import JobContext, Result
 from trainables.methods import MethodOptions, TransferData, TransferMethod, transfer_method
 from trainables.specs.models import FineSpec
-from trainables.specs.transfers import RungSpec, TransferSpec
-from trainables.storage.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
-from trainables.storage.store import Store, Twin
-from trainables.training.context import RunContext
+from trainables.specs.transfers import TransferSpec
+from trainables.storage.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
+from trainables.storage.store import Store, StoreError
 from trainables.training.loop import Phase, Progress, train
 
 
@@ -66,70 +64,73 @@ def method_options(job: TransferSpec, store: Store) -> MethodOptions:
 
 
 def load_transferred(job: TransferSpec, store: Store) -> DiT:
-    """The model that a finished transfer serves, from the base model and the stored delta."""
+    """The model that a finished transfer serves, from the base model and the stored delta.
+
+    Raises StoreError if the base model is not the one, byte for byte, that the delta was trained on.
+    """
     method = transfer_method(job.method)
     model = load_base(job, store)
     method.prepare(model, method_options(job, store))
-    load_delta(model, store.fetch(job, DELTA_FILE))
+    config = load_delta(model, store.fetch(job, DELTA_FILE))
+    if config["base_sha256"] != store.record(job.base).files[MODEL_FILE].sha256:
+        raise StoreError(f"{job.folder} was made from other bytes of {job.base.folder}; delete it to have it made again")
     return method.merge(model)
 
 
-def _tune(
-    job: TransferSpec, store: Store, run: RunContext, every: int, *, until_step: int | None = None, twin: Twin | None = None
-) -> tuple[TransferRecipe, DiT, Progress]:
-    """Train a transfer to its end, unless a twin was, or to a rung. Returns the recipe, the tuned model and how it went."""
+@dataclass(frozen=True, kw_only=True)
+class Tuned:
+    """A trained transfer: `tuned` as its method prepared it, `served` as it is merged for use."""
+
+    recipe: TransferRecipe
+    tuned: DiT
+    served: DiT
+    progress: Progress
+
+
+def tune(job: TransferSpec, context: JobContext, *, until_step: int | None = None) -> Tuned:
+    """Train a transfer to its end, or to a rung."""
+    store, run = context.store, context.run
     base = load_base(job, store).eval()
     recipe = TransferRecipe(job, base, method_options(job, store), run.device)
-    if twin is not None:
-        tuned = recipe.model_for(0, None)
-        load_delta(tuned, store.fetch(twin, DELTA_FILE))
-        return recipe, tuned, Progress.of_record(store.read_record(twin))
     bank: ImageSet | None = None
     if job.bank is not None:
         bank, _ = load_bank(store.fetch(job.bank, BANK_FILE), null_label=job.model.num_classes)
     data = TransferData(target=load_dataset(job.dataset, "train"), bank=bank, base=base, device=run.device)
     batches = recipe.method.batches(job, data)
     tuned, progress = train(
-        recipe, batches=batches, training=job.training, run=run, checkpoint_every_steps=every, until_step=until_step
+        recipe,
+        batches=batches,
+        training=job.training,
+        run=run,
+        checkpoint_every_steps=context.checkpoint_every_steps,
+        until_step=until_step,
     )
-    return recipe, tuned, progress
+    return Tuned(recipe=recipe, tuned=tuned, served=recipe.method.merge(tuned), progress=progress)
 
 
-def run_rung(job: RungSpec, store: Store, run: RunContext, every: int) -> dict[str, Any]:
-    """Train a transfer's first steps and score them by the proxy protocol, on the target alone."""
-    recipe, tuned, progress = _tune(job.transfer, store, run, every, until_step=job.step)
-    served = recipe.method.merge(tuned)
-    scores = score_model(served, job.evaluation, job.transfer.extractor, store=store, seed=job.seed, run=run)
-    metrics = {"fid": scores.fid, "eval_s": scores.eval_s, "train_s": progress.train_s}
-    return {"metrics": metrics, "protocol": scores.protocol, "history": progress.history}
-
-
-def run_transfer(
-    job: TransferSpec, folder: Path, store: Store, run: RunContext, every: int, twin: Twin | None
-) -> dict[str, Any]:
-    recipe, tuned, progress = _tune(job, store, run, every, twin=twin)
-    served = recipe.method.merge(tuned)
-    scores = score_model(served, job.evaluation, job.extractor, store=store, seed=job.seed, run=run)
-    remembered = _source_scores(job, served, store, run)
-    if run.rank != 0:
-        return {"metrics": {}}
-    save_delta(tuned, folder / DELTA_FILE, job.delta_config)
-    save_grid(scores.shown, folder / SAMPLES_FILE)
-    num_trained = sum(tensor.numel() for tensor in trainable_tensors(tuned).values())
+def run_transfer(job: TransferSpec, context: JobContext) -> Result:
+    store, result = context.store, tune(job, context)
+    tuned, served = result.tuned, result.served
+    if context.run.rank != 0:
+        return Result(served=served)
+    path = context.folder / DELTA_FILE
+    save_delta(tuned, path, delta_config(job, base_sha256=store.record(job.base).files[MODEL_FILE].sha256))
     metrics = {
-        **scores.values,
-        "eval_s": scores.eval_s,
-        "train_s": progress.train_s,
-        "train_steps": progress.step,
+        "train_s": result.progress.train_s,
+        "train_steps": result.progress.step,
         "params_total": sum(p.numel() for p in served.parameters()),
-        "params_trainable": num_trained,
-        "macs": served_macs(served, recipe.method),
-        "serve_bytes": (folder / DELTA_FILE).stat().st_size,
-        **_distances(recipe, tuned, served),
-        **remembered,
+        "params_trainable": sum(tensor.numel() for tensor in trainable_tensors(tuned).values()),
+        "macs": served_macs(served, result.recipe.method),
+        "serve_bytes": path.stat().st_size,
+        **_distances(result.recipe, tuned, served),
         **_initialize_costs(job, store),
     }
-    return {"metrics": metrics, "protocol": scores.protocol, "history": progress.history}
+    return Result(metrics=metrics, history=result.progress.history, served=served)
+
+
+def delta_config(job: TransferSpec, *, base_sha256: str) -> dict[str, str]:
+    """What a delta says of itself: its method, the models that it leads from and to, and the bytes of the first."""
+    return {"method": job.method, "base": job.base.id, "base_sha256": base_sha256, "transfer": job.id}
 
 
 def _distances(recipe: TransferRecipe, tuned: DiT, served: DiT) -> dict[str, float]:
@@ -145,19 +146,6 @@ def _distances(recipe: TransferRecipe, tuned: DiT, served: DiT) -> dict[str, flo
     if recipe.method.mergeable:
         distances["forgetting/distance"] = squared_distance(weights, served.state_dict())
     return distances
-
-
-def _source_scores(job: TransferSpec, served: DiT, store: Store, run: RunContext) -> dict[str, float]:
-    """FID on the source domain under the null label, after the transfer; the base's own is in its record.
-
-    The classes have been given to the target, so the null label is where the source can still be remembered. (It learns of
-    the target too, from target images whose label was dropped.) Not measured at another resolution than the source's.
-    """
-    if job.model.input_size != job.base.model.input_size:
-        return {}
-    scores = score_source(served, job.base, store, run)
-    before = store.read_record(job.base)["metrics"]["source_fid"]
-    return {"forgetting/source_fid": scores.fid, "forgetting/source_fid_before": before, "forgetting/eval_s": scores.eval_s}
 
 
 def served_macs(served: DiT, method: TransferMethod) -> int:
@@ -176,10 +164,9 @@ def served_macs(served: DiT, method: TransferMethod) -> int:
 
 def _initialize_costs(job: TransferSpec, store: Store) -> dict[str, float]:
     """What had to be there before: bytes to initialize the base and its bank, and the seconds that the bank took."""
-    stored = store.read_record(job.base)["metrics"]["initialize_bytes"]
+    stored = store.record(job.base).metrics["initialize_bytes"]
     if job.bank is None:
         return {"initialize_bytes": stored}
-    record = store.read_record(job.bank)
-    bank_bytes = record["files"][BANK_FILE]["bytes"]
-    bank_s = record["metrics"]["sampling_s"]
+    record = store.record(job.bank)
+    bank_bytes, bank_s = record.files[BANK_FILE].bytes, record.metrics["sampling_s"]
     return {"initialize_bytes": stored + bank_bytes, "bank_bytes": bank_bytes, "bank_s": bank_s}

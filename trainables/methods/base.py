@@ -94,7 +94,7 @@ class TransferMethod(ABC):
             data.target,
             transfer.training,
             null_label=transfer.model.num_classes,
-            seed=transfer.seed,
+            seed=transfer.data_seed,
             device=data.device,
             **changes,
         )

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from fine_core.dit import DiTConfig
+from fine_core.randomness import stream_seed
 from trainables.specs.identity import id_of, spec
 
 
@@ -77,6 +78,13 @@ class TrainingJobSpec(JobSpec):
     """Base of the jobs that train a model by a `TrainingSpec`."""
 
     training: TrainingSpec
+    seed: int
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of its batches. It depends on the kind of job: a learngene, a base model and a transfer of one seed see
+        other images, noise and timesteps."""
+        return stream_seed(self.seed, self.kind)
 
     @property
     def total_steps(self) -> int:

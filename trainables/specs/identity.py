@@ -41,12 +41,18 @@ def added(introduced: Any, *, default: Any = MISSING) -> Any:
 
 def id_of(value: Any) -> str:
     """The id of a spec."""
-    return hashlib.sha256(json.dumps(_identity(value), sort_keys=True).encode()).hexdigest()[:ID_LENGTH]
+    return hashlib.sha256(json.dumps(_content(value), sort_keys=True).encode()).hexdigest()[:ID_LENGTH]
 
 
 def _identity(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_identity(item) for item in value]
+    if hasattr(value, "kind") and hasattr(value, "type_tag"):
+        return {"job": value.id}  # which it keeps: a job within many others is hashed once
+    return _content(value)
+
+
+def _content(value: Any) -> Any:
     if not is_dataclass(value):
         return value
     content: dict[str, Any] = _tags(value)

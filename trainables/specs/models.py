@@ -169,6 +169,11 @@ class BaseModelSpec(PointSpec):
         return self.initialization.needs
 
     @property
+    def data_seed(self) -> int:
+        """As it always was: the numbers of base models that start from nothing stay."""
+        return self.seed
+
+    @property
     def base(self) -> BaseModelSpec:
         """Itself: of a transfer, what it was made from."""
         return self

@@ -41,7 +41,7 @@ class ImageRows:
 class Batch:
     """Samples of one step (N, ...). The step's loss is the sum of weights times the samples' losses.
 
-    `image_rows`: where its images are, in the order of the samples. `taught`: samples that learn from the teacher's output
+    `image_rows`: where its images are, in the order of the samples. `distilled`: samples that learn from the teacher's output
     instead of the noise; None if there are none.
     """
 
@@ -50,7 +50,7 @@ class Batch:
     t: Tensor
     noise: Tensor
     weights: Tensor
-    taught: Tensor | None = None
+    distilled: Tensor | None = None
 
     def share(self, rank: int, num_workers: int) -> Batch:
         """The part of one of `num_workers` equal workers, weighted so that the workers' mean loss is the batch's loss."""
@@ -132,7 +132,7 @@ def image_rows(data: ImageSource, rows: Tensor, seed: int, stream: str, step: in
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaughtBatches:
+class DistillingBatches:
     """Batches of which the first half follows a teacher's outputs, at `teacher_weight` times the weight of the other half."""
 
     denoising: DenoisingBatches
@@ -142,10 +142,10 @@ class TaughtBatches:
     def batch(self, step: int) -> Batch:
         batch = self.denoising.batch(step)
         size = len(batch.t)
-        taught = torch.arange(size, device=batch.t.device) < size // 2
-        number = taught.sum()
-        weights = torch.where(taught, self.teacher_weight / number.clamp_min(1), 1.0 / (size - number))
-        return replace(batch, taught=taught, weights=weights.float())
+        distilled = torch.arange(size, device=batch.t.device) < size // 2
+        number = distilled.sum()
+        weights = torch.where(distilled, self.teacher_weight / number.clamp_min(1), 1.0 / (size - number))
+        return replace(batch, distilled=distilled, weights=weights.float())
 
 
 @dataclass(kw_only=True)
@@ -178,13 +178,13 @@ class RehearsingBatches:
         t = draw_timesteps(self.probabilities, torch.rand(size, generator=generator, device=device))
         rows = image_rows(self.rehearsed, self.order.rows(step), self.target.seed, "source-augment", step, device)
         noise = torch.randn((size, *self.rehearsed.shape), generator=generator, device=device)
-        taught = torch.zeros(len(target.t) + size, dtype=torch.bool, device=device)
-        taught[len(target.t) :] = True
+        distilled = torch.zeros(len(target.t) + size, dtype=torch.bool, device=device)
+        distilled[len(target.t) :] = True
         return Batch(
             image_rows=(*target.image_rows, rows),
             labels=torch.cat([target.labels, torch.full_like(t, self.target.null_label)]),
             t=torch.cat([target.t, t]),
             noise=torch.cat([target.noise, noise]),
             weights=torch.cat([target.weights, self.retention_weight * self.weights[t] / size]),
-            taught=None if self.teacher is None else taught,
+            distilled=None if self.teacher is None else distilled,
         )

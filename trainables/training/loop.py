@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from fine_core.evaluation.finite import check_finite_model
 from fine_core.parameterizations.ddpm import Diffusion
 from trainables.specs.base import TrainingSpec
 from trainables.training.batches import Batch, BatchSource
 from trainables.training.checkpoint import report_checkpoint, restore_checkpoint
 from trainables.training.context import RunContext
-from trainables.training.prefetch import feed
+from trainables.training.prefetch import prefetch
 
 LOG_EVERY_STEPS = 10
 
@@ -60,12 +61,6 @@ class Progress:
     train_s: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
-    @classmethod
-    def of_record(cls, record: dict[str, Any]) -> Progress:
-        """How a finished run went."""
-        metrics = record["metrics"]
-        return cls(step=metrics["train_steps"], train_s=metrics["train_s"], history=record["history"])
-
 
 class PhaseTrainer:
     """Optimizer and EMA over the trainable parameters of one phase's model."""
@@ -91,7 +86,7 @@ class PhaseTrainer:
             nn.utils.clip_grad_norm_(self.parameters, self.training.grad_clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        # The average starts short, or the first weights would weigh on it for as long as the run lasts.
+        # EMA warm-up: a short horizon at first, so that the initial weights are forgotten.
         decay = min(self.training.ema_decay, (1 + step_in_phase) / (10 + step_in_phase))
         get_ema_multi_avg_fn(decay)(self.ema, self.parameters, None)
 
@@ -129,7 +124,8 @@ def train(
     """Run all phases from the latest checkpoint on; returns the last model with averaged weights.
 
     With `until_step` the run stops there, checkpointed: without it, it goes on as if it had never stopped. Raises
-    TrainingDiverged on a non-finite loss, ValueError if the batch does not divide among the workers.
+    TrainingDiverged on a loss and NotFinite on weights that are not finite, ValueError if the batch does not divide among the
+    workers.
     """
     if training.batch_size % run.num_workers:
         raise ValueError(f"batch_size {training.batch_size} does not divide among {run.num_workers} workers")
@@ -149,7 +145,7 @@ def train(
             batch.labels,
             batch.noise,
             teacher=batches.teacher,
-            taught=batch.taught,
+            distilled=batch.distilled,
         )
         return (batch.weights * losses).sum()
 
@@ -172,7 +168,7 @@ def train(
         started = time.perf_counter()
         reported_step = progress.step
         steps = range(progress.step, end)
-        for step, batch, images in feed(batches, steps, rank=run.rank, num_workers=run.num_workers):
+        for step, batch, images in prefetch(batches, steps, rank=run.rank, num_workers=run.num_workers):
             loss = batch_loss(trainer.forward, step, batch, images)
             trainer.step(loss, step - first_step)
             losses.append(loss.detach())
@@ -188,6 +184,7 @@ def train(
                 report_checkpoint(run, metrics, {"progress": vars(progress), **trainer.state()})
                 losses, reported_step, started = [], progress.step, time.perf_counter()
         model = trainer.finish()
+        check_finite_model(model)
         first_step = end
         if end == until_step:
             break

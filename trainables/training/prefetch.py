@@ -10,7 +10,7 @@ from torch import Tensor
 from trainables.training.batches import Batch, BatchSource
 
 
-def feed(batches: BatchSource, steps: range, *, rank: int, num_workers: int) -> Iterator[tuple[int, Batch, Tensor]]:
+def prefetch(batches: BatchSource, steps: range, *, rank: int, num_workers: int) -> Iterator[tuple[int, Batch, Tensor]]:
     """Each step with the part of its batch that is `rank`'s among `num_workers`, and the images of that part."""
 
     def make(step: int) -> tuple[Batch, Tensor]:

@@ -66,6 +66,18 @@ class Learngene:
         shared = {name: tensor for name, tensor in tensors.items() if not name.startswith("sigma.")}
         return cls(config_from_json(config["model"]), config["rank"], shared, sigma)
 
+    def factorized(self) -> FactorizedDiT:
+        """The model that it was taken from, with unit columns, to be trained on: all widths, everything trainable."""
+        own = self.config.size.width
+        model = FactorizedDiT(self.config, rank=self.rank, nested_widths=tuple(w for w in self.sigma if w != own))
+        with torch.no_grad():
+            for name, target in model.shared_tensors().items():
+                target.copy_(self.shared[name])
+            for width, by_matrix in self.sigma.items():
+                for matrix, value in by_matrix.items():
+                    model.sigma[str(width)][matrix].copy_(value)
+        return model
+
     def assemble(
         self, size: ModelSize, *, sigma_init: str = "linear", width_mode: str = "nested", seed: int = 0
     ) -> FactorizedDiT:

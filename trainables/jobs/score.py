@@ -1,9 +1,8 @@
-"""Scores of a model: images drawn by all workers together, their features, and what a protocol makes of them."""
+"""Score a model: images drawn by all workers together, their features, and what a protocol makes of them."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,59 +13,57 @@ from torchvision.utils import make_grid
 from fine_core.data.registry import labels_to_sample, load_dataset
 from fine_core.dit import DiT
 from fine_core.evaluation.features import Features, extract_features
-from fine_core.evaluation.protocol import EvaluationSpec
+from fine_core.evaluation.finite import check_finite_model, check_finite_samples
+from fine_core.evaluation.protocol import EvaluationSpec, Protocol
 from fine_core.evaluation.scores import compute_scores
 from fine_core.sampling.draw import Tail, draw_batch
+from trainables.jobs.context import JobContext, Result
 from trainables.jobs.scorer import Scorer, load_scorer
-from trainables.specs.models import TrialSpec
-from trainables.specs.scorers import ExtractorSpec
-from trainables.storage.store import Store
+from trainables.jobs.served import load_served
+from trainables.jobs.transfer import load_base, tune
+from trainables.specs.scores import ScoreSpec
+from trainables.specs.transfers import RungSpec, TransferSpec
+from trainables.storage.files import SAMPLES_FILE
+from trainables.storage.record import History
 from trainables.training.context import RunContext
 
 NUM_SHOWN_SAMPLES = 40
 EXTRACTED_AT_ONCE = 64  # images: an extractor may be as large as Inception
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Scores on one dataset by their names, with their protocol, and the first images (N, C, H, H), uint8, to look at."""
+def run_score(job: ScoreSpec, context: JobContext, *, served: DiT | None) -> Result:
+    """Score `served`, or the model from the store. At a rung the transfer is trained up to its step first.
 
-    values: dict[str, float]
-    protocol: str
-    shown: Tensor
-    eval_s: float
-
-    @property
-    def fid(self) -> float:
-        return self.values["fid"]
-
-
-def score_model(
-    model: DiT,
-    spec: EvaluationSpec,
-    extractor_job: ExtractorSpec,
-    *,
-    store: Store,
-    seed: int,
-    run: RunContext,
-    tail: Tail | None = None,
-) -> Scores:
-    """Score a model on the dataset of `extractor_job`, whose artifact holds the reference. The same on all ranks."""
+    Raises NotFinite for a model or samples that are not finite.
+    """
+    store, run = context.store, context.run
+    train_s: dict[str, float] = {}
+    history: History = []
+    if isinstance(job.scored, RungSpec):
+        tuned = tune(job.scored.transfer, context, until_step=job.scored.step)
+        served, history = tuned.served, tuned.progress.history
+        train_s = {"train_s": tuned.progress.train_s}
+    elif served is None:
+        served = load_served(job.scored, store)
     started = time.perf_counter()
-    scorer = load_scorer(extractor_job, store, run.device)
-    features, shown = _sample_features(model, scorer, spec, dataset=extractor_job.dataset, seed=seed, run=run, tail=tail)
-    return Scores(
-        values=compute_scores(scorer.reference, features, num_samples=spec.num_samples, seed=seed),
-        protocol=spec.protocol(scorer.extractor_name, scorer.reference_name),
-        shown=shown,
-        eval_s=time.perf_counter() - started,
+    model, tail = served.to(run.device), None
+    check_finite_model(model)
+    if job.replaced_steps and isinstance(job.scored, TransferSpec):
+        tail = Tail(model=load_base(job.scored, store).to(run.device).eval(), steps=job.replaced_steps)
+    scorer = load_scorer(job.extractor, store, run.device)
+    features, shown = _sample_features(model, scorer, job.evaluation, dataset=job.dataset, seed=job.seed, run=run, tail=tail)
+    values: dict[str, float] = {}
+    if run.rank == 0:
+        values = compute_scores(scorer.reference, features, num_samples=job.evaluation.num_samples, seed=job.seed)
+        save_grid(shown, context.folder / SAMPLES_FILE)
+    protocol = Protocol.of(
+        job.evaluation,
+        extractor=scorer.extractor_name,
+        reference=scorer.reference_name,
+        replaced_steps=job.replaced_steps,
     )
-
-
-def score_source(model: DiT, base: TrialSpec, store: Store, run: RunContext) -> Scores:
-    """Score what a model knows of a base model's dataset under the null label, by the base's own protocol otherwise."""
-    spec = replace(base.evaluation, unconditional=True)
-    return score_model(model, spec, base.extractor, store=store, seed=base.seed, run=run)
+    metrics = {**values, "eval_s": time.perf_counter() - started, **train_s}
+    return Result(metrics=metrics, history=history, protocol=protocol)
 
 
 def _sample_features(
@@ -81,6 +78,7 @@ def _sample_features(
     for index, batch_labels in enumerate(labels.split(spec.batch_size)):
         if index % run.num_workers == run.rank:  # batches have their own streams: images do not depend on who draws them
             drawn = draw_batch(model, batch_labels, spec.sampler, seed=seed, index=index, tail=tail)
+            check_finite_samples(drawn)
             images = scorer.to_images(drawn)
             features = extract_features(scorer.extractor, images, batch_size=EXTRACTED_AT_ONCE)
             mine[index] = (features, images[:NUM_SHOWN_SAMPLES].cpu())

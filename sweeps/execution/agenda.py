@@ -1,0 +1,103 @@
+"""What a sweep works through. The fixed tasks of a grid, or these and then a source that decides as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sweeps.execution.tune_stage import TaskSource
+from sweeps.planning.plan import Plan
+from sweeps.results.points import PointResult, Results, point_result
+from trainables.failures import Failure
+from trainables.specs.base import JobSpec
+from trainables.specs.models import PointSpec
+from trainables.specs.tasks import Task
+from trainables.storage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastStage:
+    """A stage whose tasks are not known beforehand. `costs`: predicted seconds of a core of each trial that is left."""
+
+    name: str
+    source: TaskSource
+    what: str
+    costs: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What follows from the end of a task: `note` for people, the number of `advance`d trials, why it was stopped."""
+
+    note: str = ""
+    advance: int = 1
+    stopped: str | None = None
+
+
+class Agenda(Protocol):
+    """One kind of sweep."""
+
+    plan: Plan
+
+    def is_done(self, missing: Sequence[Task]) -> bool: ...
+
+    def needs(self, missing: Sequence[Task]) -> Iterable[JobSpec]:
+        """What must be intact: the missing tasks, or later ones, are made from it."""
+
+    def what_for(self, num_missing: int) -> str:
+        """Why Ray is started, for people."""
+
+    def label(self, job: JobSpec) -> str: ...
+
+    def last_stage(self, failures: Mapping[str, Failure]) -> LastStage | None: ...
+
+    def model_of(self, task: Task) -> PointSpec | None:
+        """The point whose run a task belongs to, None if it has none."""
+
+    def result_of(self, task: Task) -> PointResult | None:
+        """The result that a finished task completes, None if it completes none."""
+
+    def finished(self, task: Task) -> Heard: ...
+
+    def failed(self, task: Task, failure: Failure) -> Heard: ...
+
+    def results(self) -> Results: ...
+
+
+class GridAgenda:
+    """The points of a grid."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.plan, self.store, self.labels = plan, store, plan.labels
+        self.points = {point.id: point for point in plan.points}
+
+    def is_done(self, missing: Sequence[Task]) -> bool:
+        return not missing
+
+    def needs(self, missing: Sequence[Task]) -> Iterable[JobSpec]:
+        return (need for task in missing for need in task.needs)
+
+    def what_for(self, num_missing: int) -> str:
+        return f" for {num_missing}"
+
+    def label(self, job: JobSpec) -> str:
+        return self.labels.get(job.id, job.label)
+
+    def last_stage(self, failures: Mapping[str, Failure]) -> LastStage | None:
+        return None
+
+    def model_of(self, task: Task) -> PointSpec | None:
+        return self.points[task.id].model if task.id in self.points else None
+
+    def result_of(self, task: Task) -> PointResult | None:
+        return point_result(self.points[task.id], self.store) if task.id in self.points else None
+
+    def finished(self, task: Task) -> Heard:
+        return Heard()
+
+    def failed(self, task: Task, failure: Failure) -> Heard:
+        return Heard()
+
+    def results(self) -> Results:
+        return [result for point in self.plan.points if (result := point_result(point, self.store))]

@@ -1,0 +1,32 @@
+"""What a job is given, and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fine_core.dit import DiT
+from fine_core.evaluation.protocol import Protocol
+from trainables.storage.record import History
+from trainables.storage.store import Store
+from trainables.training.context import RunContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobContext:
+    """`folder`: where rank 0 leaves the files to be stored."""
+
+    store: Store
+    run: RunContext
+    folder: Path
+    checkpoint_every_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a job measured (on rank 0). `served`: the model that it made, for the scores that follow in the same process."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    history: History = field(default_factory=list)
+    protocol: Protocol | None = None
+    served: DiT | None = None
