@@ -13,7 +13,7 @@ import mlflow
 from sweeps.command_line.options import grid_from
 from sweeps.planning.plan import plan_grid
 from sweeps.size_grid import main as size_grid
-from trainables.jobs.run import run_job
+from trainables.jobs.run import run_task
 from trainables.training.context import LocalContext
 
 ROOT = Path(__file__).parents[1]
@@ -56,7 +56,7 @@ def runs(store: Path, experiment: str = "size-grid"):
 
 
 def weights(store: Path) -> dict[str, dict]:
-    names = ("trial/*/model", "learngene/*/learngene", "transfer/*/delta")
+    names = ("base/*/model", "learngene/*/learngene", "transfer/*/delta")
     files = [file for name in names for file in store.glob(f"{name}.safetensors")]
     return {str(file.relative_to(store)): file.read_bytes() for file in files}
 
@@ -65,8 +65,8 @@ def compute_without_ray(store: Path, *options: str) -> None:
     """What a sweep with one worker per trial computes, job by job in this process: nothing disturbs it."""
     arguments = [*TINY, "--transfer", "none", *options]
     plan = plan_grid(grid_from(size_grid.make_context("size_grid", arguments).params))
-    for job in plan.jobs:
-        run_job(job, str(store), LocalContext(store.parent / f"context-{job.id}"), checkpoint_every_steps=100)
+    for task in plan.tasks:
+        run_task(task, str(store), LocalContext(store.parent / f"context-{task.id}"), checkpoint_every_steps=100)
 
 
 def matches(folder: Path, pattern: str) -> list[Path]:

@@ -35,7 +35,7 @@ def check_whole(store: Path, expected: Path) -> None:
     client, (parent,), children = runs(store)
     assert parent.info.status == "FINISHED" and {child.info.status for child in children} == {"FINISHED"}
     ids = [child.data.tags["trial_id"] for child in children]
-    assert sorted(ids) == sorted(file.name for file in (store / "trial").iterdir()) and len(set(ids)) == len(ids)
+    assert sorted(ids) == sorted(file.name for file in (store / "base").iterdir()) and len(set(ids)) == len(ids)
     for child in children:
         steps = sorted(metric.step for metric in client.get_metric_history(child.info.run_id, "train/loss"))
         assert steps == sorted(set(steps)) and steps[-1] == 12

@@ -3,11 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+from fine_core.evaluation.protocol import Protocol
 from sweeps.command_line.options import preset_grid
 from sweeps.search.planning import SearchSpec, plan_search
 from sweeps.search.study import ScheduleStudy, Studies, StudySpec
 from trainables.specs.base import JobSpec
-from trainables.specs.transfers import RungSpec, TransferSpec
+from trainables.specs.identity import to_json
+from trainables.specs.scores import ScoreSpec
+from trainables.specs.tasks import Task
+from trainables.specs.transfers import TransferSpec
+from trainables.storage.record import Record
 from trainables.storage.store import Store
 
 GRID = replace(preset_grid("demo"), depths=(2, 4), widths=(32, 64), methods=("fine",))
@@ -45,13 +50,38 @@ def score_of(transfer: TransferSpec) -> float:
     return 1.0 + weight + transfer.training.lr + 0.01 * transfer.size.depth
 
 
-def publish(store: Store, job: JobSpec, tmp_path: Path, fid: float | None = None) -> None:
+def publish(store: Store, task: Task, tmp_path: Path, fid: float | None = None) -> None:
+    """Records of a task's jobs with a known score."""
     folder = tmp_path / "published"
     folder.mkdir(exist_ok=True)
-    transfer = job.transfer if isinstance(job, RungSpec) else job
-    metrics = {"fid": score_of(transfer) if fid is None else fid, "serve_bytes": 1000, "params_total": 500}
-    metrics["forgetting/source_fid"] = 10 - metrics["fid"]
-    store.publish(job, folder, {"metrics": metrics, "protocol": "p"})
+    for job in task.jobs:
+        transfer = job.trained if isinstance(job, ScoreSpec) else job
+        value = score_of(transfer) if fid is None else fid
+        if isinstance(job, ScoreSpec):
+            metrics = {"fid": 10 - value if job.evaluation.unconditional else value, "eval_s": 1.0}
+        else:
+            metrics = {"serve_bytes": 1000, "params_total": 500}
+        metrics |= {"job_s": 1.0, "peak_memory_bytes": 1}
+        store.publish(job, folder, record_of(job, metrics))
+
+
+def record_of(job: JobSpec, metrics: dict[str, float], **fields) -> Record:
+    protocol = None
+    if isinstance(job, ScoreSpec):
+        protocol = Protocol.of(job.evaluation, extractor="e", reference=f"{job.dataset}:pool")
+    return Record(
+        id=job.id, kind=job.kind, label=job.label, spec=to_json(job), metrics=metrics, **{"protocol": protocol, **fields}
+    )
+
+
+def publish_base_scores(study: ScheduleStudy, store: Store, tmp_path: Path) -> None:
+    """Scores of the base models on their own domain, which come before a study that measures forgetting."""
+    for size in study.spec.sizes:
+        before = study.spec.point(study.spec.default_transfer(size)).forgetting_before
+        if before is not None:
+            store.publish(
+                before, tmp_path, record_of(before, {"fid": 1.0, "eval_s": 1.0, "job_s": 1.0, "peak_memory_bytes": 1})
+            )
 
 
 def opened(study: StudySpec, tmp_path: Path) -> tuple[ScheduleStudy, Store]:
@@ -60,15 +90,15 @@ def opened(study: StudySpec, tmp_path: Path) -> tuple[ScheduleStudy, Store]:
     return ScheduleStudy(study, store, f"sqlite:///{tmp_path}/optuna.db"), store
 
 
-def run(study: ScheduleStudy | Studies, store: Store, tmp_path: Path, limit: int | None = None) -> list[JobSpec]:
-    """Do a study's jobs one after the other, at most `limit`; returns them."""
-    done: list[JobSpec] = []
+def run(study: ScheduleStudy | Studies, store: Store, tmp_path: Path, limit: int | None = None) -> list[Task]:
+    """Do a study's tasks one after the other, at most `limit`; returns them."""
+    done: list[Task] = []
     owners = study.studies if isinstance(study, Studies) else [study]
     while limit is None or len(done) < limit:
-        job = study.next_job()
-        if job is None:
+        task = study.next_task()
+        if task is None:
             break
-        publish(store, job, tmp_path)
-        next(s for s in owners if job.run_id in s.running).finished(job)
-        done.append(job)
+        publish(store, task, tmp_path)
+        next(s for s in owners if task.job.run_id in s.running).finished(task)
+        done.append(task)
     return done

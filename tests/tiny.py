@@ -7,12 +7,16 @@ from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.initializers.fine.learngene import Learngene
 from fine_core.retention import RetentionSchedule
 from fine_core.sampling.sampler import SamplerSpec
+from sweeps.planning.points import PlannedPoint
 from trainables.initializations.fine import LearngeneRecipe
+from trainables.jobs.run import run_job
 from trainables.methods import transfer_method
 from trainables.specs.base import TrainingSpec
-from trainables.specs.models import FineSpec, LearngeneSpec, ScratchSpec, TrialSpec, model_config
+from trainables.specs.models import BaseModelSpec, FineSpec, LearngeneSpec, ScratchSpec, model_config
 from trainables.specs.scorers import ExtractorSpec
+from trainables.specs.scores import ScoreSpec, null_label
 from trainables.specs.transfers import BankSpec, RehearsalSpec, TransferSpec
+from trainables.storage.store import Store
 from trainables.training.context import LocalContext
 
 
@@ -30,19 +34,43 @@ def tiny_learngene(steps: int = 8, **training) -> LearngeneSpec:
     )
 
 
-def tiny_trial(method: str = "fine", *, steps: int = 8, sigma_steps: int = 4, seed: int = 0, **training) -> TrialSpec:
+def tiny_base(method: str = "fine", *, steps: int = 8, sigma_steps: int = 4, seed: int = 0, **training) -> BaseModelSpec:
     fine = FineSpec(
         learngene=tiny_learngene(), sigma_init="linear", sigma_steps=sigma_steps, sigma_lr=1e-2, width_mode="nested"
     )
-    return TrialSpec(
+    return BaseModelSpec(
         initialization=fine if method == "fine" else ScratchSpec(),
         model=tiny_config(),
         dataset="digits",
         training=TrainingSpec(steps=steps, batch_size=16, **training),
-        evaluation=EvaluationSpec(num_samples=20, sampler=SamplerSpec(sampling_steps=2), batch_size=8),
-        extractor=ExtractorSpec(dataset="digits"),
         seed=seed,
     )
+
+
+TINY_EVALUATION = EvaluationSpec(num_samples=20, sampler=SamplerSpec(sampling_steps=2), batch_size=8)
+
+
+def tiny_score(scored, **changes) -> ScoreSpec:
+    """The score of a model on its own dataset; of one without, on the digits."""
+    dataset = getattr(scored, "dataset", "digits")
+    values = {"evaluation": TINY_EVALUATION, "extractor": ExtractorSpec(dataset=dataset), **changes}
+    return ScoreSpec(scored=scored, **values)
+
+
+def tiny_point(model, *, forgetting: bool = True) -> PlannedPoint:
+    score = tiny_score(model)
+    if model.base is model or not forgetting or model.model.input_size != model.base.model.input_size:
+        return PlannedPoint(model=model, score=score)
+    digits = {"evaluation": null_label(TINY_EVALUATION), "extractor": ExtractorSpec(dataset="digits")}
+    after, before = tiny_score(model, **digits), tiny_score(model.base, **digits)
+    return PlannedPoint(model=model, score=score, forgetting=after, forgetting_before=before)
+
+
+def compute(job, store: Store | str, context: LocalContext, *, every: int = 4, served=None):
+    """Run one job in this process; returns its record."""
+    store = store if isinstance(store, Store) else Store(store)
+    run_job(job, store, context, checkpoint_every_steps=every, served=served)
+    return store.record(job)
 
 
 def tiny_rehearsal(schedule: str = "linear", **changes) -> RehearsalSpec:
@@ -51,12 +79,12 @@ def tiny_rehearsal(schedule: str = "linear", **changes) -> RehearsalSpec:
     return RehearsalSpec(schedule=RetentionSchedule.parse(schedule), source_ratio=source_ratio, **values)
 
 
-def tiny_bank(base: TrialSpec) -> BankSpec:
+def tiny_bank(base: BaseModelSpec) -> BankSpec:
     return BankSpec(base=base, num_images=30, sampler=SamplerSpec(sampling_steps=2, guidance_scale=1.5), batch_size=8)
 
 
 def tiny_transfer(method: str, *, steps: int = 6, target: str = "digits-inverted", **changes) -> TransferSpec:
-    base = tiny_trial("fine")
+    base = tiny_base("fine")
     rehearsal = tiny_rehearsal() if transfer_method(method).rehearses else None
     spec = {
         "base": base,
@@ -66,8 +94,6 @@ def tiny_transfer(method: str, *, steps: int = 6, target: str = "digits-inverted
         "gamma_span": 0.5 if transfer_method(method).uses_scales else None,
         "dataset": target,
         "training": TrainingSpec(steps=steps, batch_size=16, lr=1e-2),
-        "evaluation": base.evaluation,
-        "extractor": ExtractorSpec(dataset=target),
         "seed": 0,
     }
     return TransferSpec(**{**spec, **changes})

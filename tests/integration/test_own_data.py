@@ -76,9 +76,9 @@ def test_a_folder_of_images_is_a_dataset_and_another_protocol_trains_nothing(pla
     given += ["--methods", "scratch"]
     output = sweep(store, *given)
     assert "1 image of images-8 cannot be read; the next of the class takes its place: class-1/7.png" in output
-    (first,) = store.glob("trial/*/model.safetensors")
+    (first,) = store.glob("base/*/model.safetensors")
     before = first.read_bytes()
     output = sweep(store, *given, "--num-samples", "40")
     assert "scratch L2-D16 seed 0: done" in output
-    models = [file.read_bytes() for file in store.glob("trial/*/model.safetensors")]
+    models = [file.read_bytes() for file in store.glob("base/*/model.safetensors")]
     assert models == [before, before]

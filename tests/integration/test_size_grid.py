@@ -47,7 +47,7 @@ def test_a_grid_reports_everything_and_another_computes_only_what_is_missing(tmp
         assert steps == sorted(set(steps)) and steps[-1] == 12
         assert [file.path for file in client.list_artifacts(child.info.run_id, "samples")] == ["samples/samples.png"]
         for metric in ("serve_bytes", "params_total"):
-            record = json.loads((store / "trial" / child.data.tags["trial_id"] / "record.json").read_text())
+            record = json.loads((store / "base" / child.data.tags["trial_id"] / "record.json").read_text())
             assert child.data.metrics[metric] == record["metrics"][metric]
     view = next(v for k, v in client.get_experiment(parent.info.experiment_id).tags.items() if "sharedViewState" in k)
     chart = json.loads(json.loads(view)["state"])["compareRunCharts"][0]

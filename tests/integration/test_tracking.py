@@ -36,7 +36,7 @@ def test_a_server_that_is_away_for_the_middle_of_a_sweep_loses_nothing(server, t
     with subprocess.Popen(command(store, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **started) as process:
         wait_for(lambda: matches(store, "tune/*-base-*/*/checkpoint_*"), "a checkpoint", process=process)
         server.kill()
-        wait_for(lambda: len(matches(store, "trial/*/record.json")) == 4, "four results", process=process)
+        wait_for(lambda: len(matches(store, "base/*/record.json")) == 4, "four results", process=process)
         spooled = [json.loads(line) for file in store.glob("spool/*.jsonl") for line in file.read_text().splitlines()]
         server.start()
         output, _ = process.communicate(timeout=180)
@@ -54,7 +54,7 @@ def test_a_server_that_is_away_for_the_middle_of_a_sweep_loses_nothing(server, t
     children = [run for run in found if run is not parent]
     assert len(children) == 4 and {run.info.status for run in found} == {"FINISHED"}
     for child in children:
-        record = json.loads((store / "trial" / child.data.tags["trial_id"] / "record.json").read_text())
+        record = json.loads((store / "base" / child.data.tags["trial_id"] / "record.json").read_text())
         for key in ("train/loss", "train/steps_per_s"):
             history = client.get_metric_history(child.info.run_id, key)
             assert [metric.step for metric in history] == list(range(1, NUM_STEPS + 1)), "in order, and each step once"

@@ -29,7 +29,7 @@ def undisturbed(alone, tmp_path_factory) -> Path:
 
 
 def test_two_workers_train_what_one_does_up_to_rounding_and_report_everything(alone, undisturbed):
-    (ours,) = undisturbed.glob("trial/*/model.safetensors")
+    (ours,) = undisturbed.glob("base/*/model.safetensors")
     theirs = load_file(alone / ours.relative_to(undisturbed))
     for name, tensor in load_file(ours).items():
         assert (tensor - theirs[name]).abs().max() < 2e-3, name  # AdamW amplifies the rounding of a sum of halves

@@ -9,7 +9,7 @@ from fine_core.sampling.sampler import SamplerSpec
 from fine_core.transfer.bank import bank_labels, load_bank, save_bank
 from sweeps.planning.names import MethodNames
 from sweeps.results.curves import curve_rows
-from tests.tiny import DyingContext, Killed, random_dit, tiny_bank, tiny_config, tiny_learngene, tiny_transfer, tiny_trial
+from tests.tiny import DyingContext, Killed, random_dit, tiny_bank, tiny_base, tiny_config, tiny_learngene, tiny_transfer
 from trainables.jobs.run import run_job
 from trainables.specs.scorers import ExtractorSpec
 from trainables.specs.transfers import CurveSpec
@@ -48,18 +48,18 @@ def test_bank_labels_are_uniform_and_fixed_by_the_seed():
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
     root = tmp_path_factory.mktemp("store")
-    needs = [ExtractorSpec(dataset="digits"), ExtractorSpec(dataset="digits-inverted"), tiny_learngene(), tiny_trial("fine")]
+    needs = [ExtractorSpec(dataset="digits"), ExtractorSpec(dataset="digits-inverted"), tiny_learngene(), tiny_base("fine")]
     for job in (*needs, tiny_transfer("full")):
         run_job(job, str(root), LocalContext(root / "pad" / job.id), checkpoint_every_steps=4)
     return Store(root)
 
 
 def bank_bytes(store: Store) -> bytes:
-    return store.fetch(tiny_bank(tiny_trial("fine")), BANK_FILE).read_bytes()
+    return store.fetch(tiny_bank(tiny_base("fine")), BANK_FILE).read_bytes()
 
 
 def test_a_bank_killed_and_resumed_is_the_uninterrupted_one(store, tmp_path):
-    job = tiny_bank(tiny_trial("fine"))
+    job = tiny_bank(tiny_base("fine"))
     with pytest.raises(Killed):
         run_job(job, store.location, DyingContext(tmp_path / "pad", after_reports=2), checkpoint_every_steps=4)
     context = LocalContext(tmp_path / "pad")
@@ -72,7 +72,7 @@ def test_a_bank_killed_and_resumed_is_the_uninterrupted_one(store, tmp_path):
     record = store.read_record(job)
     assert record["metrics"]["bank_images"] == 30 and record["metrics"]["sampling_s"] > 0
     _, protocol = load_bank(store.fetch(job, BANK_FILE), null_label=10)
-    assert protocol["base"] == tiny_trial("fine").id and protocol["sampler"]["guidance_scale"] == 1.5
+    assert protocol["base"] == tiny_base("fine").id and protocol["sampler"]["guidance_scale"] == 1.5
 
 
 class OneOfTwo(LocalContext):
@@ -92,7 +92,7 @@ class OneOfTwo(LocalContext):
 
 
 def test_two_workers_draw_the_bank_that_one_does(store, tmp_path):
-    job = tiny_bank(tiny_trial("fine"))
+    job = tiny_bank(tiny_base("fine"))
     run_job(job, store.location, LocalContext(tmp_path / "pad"), checkpoint_every_steps=4)
     alone = bank_bytes(store)
     store.delete(job.folder)
@@ -145,7 +145,7 @@ def test_a_curve_starts_at_the_transfers_own_score(store, tmp_path):
 
 
 def test_curves_of_different_bases_are_not_taken_for_seeds():
-    jobs = [tiny_transfer("full"), tiny_transfer("full", seed=1), tiny_transfer("full", base=tiny_trial("scratch"))]
+    jobs = [tiny_transfer("full"), tiny_transfer("full", seed=1), tiny_transfer("full", base=tiny_base("scratch"))]
     curves = [CurveSpec(transfer=job, shares=(0.0,)) for job in jobs]
     results = [
         (job, {"shares": [0.0], "fids": [fid], "protocol": "p"}) for job, fid in zip(curves, (1.0, 3.0, 9.0), strict=True)

@@ -20,7 +20,7 @@ from fine_core.data.source import LANES, DataError
 from tests.pictures import encoded, image_folder, image_shards, latent_shard, picture
 from trainables.specs.base import TrainingSpec
 from trainables.training.batches import DenoisingBatches, RehearsingBatches, uniform_probabilities
-from trainables.training.prefetch import feed
+from trainables.training.prefetch import prefetch
 
 
 def load(text: str, *, image_size: int = 8, flips: bool = False):
@@ -155,7 +155,7 @@ def test_workers_of_a_stream_share_no_row_and_see_what_one_sees(tmp_path, monkey
 def test_the_next_images_are_read_ahead_and_are_the_same(tmp_path, monkeypatch):
     data = streamed(monkeypatch, f"parquet:{image_shards(tmp_path / 'x')}")
     batches = DenoisingBatches(data, TrainingSpec(steps=1, batch_size=8), null_label=4, seed=0, device=torch.device("cpu"))
-    for step, batch, images in feed(batches, range(2, 9), rank=1, num_workers=2):
+    for step, batch, images in prefetch(batches, range(2, 9), rank=1, num_workers=2):
         expected = batches.batch(step).share(1, 2)
         assert torch.equal(images, expected.images) and torch.equal(batch.noise, expected.noise)
 

@@ -57,12 +57,12 @@ import pathlib, importlib, tempfile
 for path in pathlib.Path("fine_core").glob("*.py"):
     importlib.import_module(f"fine_core.{path.stem}")
 from fine_core.data.registry import load_dataset
-from tests.tiny import tiny_trial
+from tests.tiny import tiny_base
 from trainables.training.context import LocalContext
 from trainables.initializations import recipe_for
 from trainables.training.batches import DenoisingBatches
 from trainables.training.loop import train
-trial = tiny_trial("scratch")
+trial = tiny_base("scratch")
 with tempfile.TemporaryDirectory() as folder:
     batches = DenoisingBatches(load_dataset("digits", "train"), trial.training, null_label=10, seed=0, device="cpu")
     _, progress = train(recipe_for(trial, None), batches=batches, training=trial.training,

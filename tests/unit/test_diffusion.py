@@ -54,13 +54,13 @@ def test_hybrid_loss_trains_the_variance_without_moving_the_mean():
     assert variance.grad.abs().min() > 0
 
 
-def test_taught_samples_follow_the_teacher_and_the_others_the_noise():
+def test_distilled_samples_follow_the_teacher_and_the_others_the_noise():
     x0, noise, t = torch.randn(4, 1, 4, 4), torch.randn(4, 1, 4, 4), torch.tensor([3, 200, 600, 999])
-    y, taught = torch.tensor([0, 1, 2, 2]), torch.tensor([False, True, False, True])
+    y, distilled = torch.tensor([0, 1, 2, 2]), torch.tensor([False, True, False, True])
     student, teacher = (lambda x, t, y: 0.5 * x), (lambda x, t, y: 0.25 * x + y[:, None, None, None])
     diffusion = Diffusion()
-    losses = diffusion.losses(student, x0, t, y, noise, teacher=teacher, taught=taught)
+    losses = diffusion.losses(student, x0, t, y, noise, teacher=teacher, distilled=distilled)
     x_t = diffusion.noise_images(x0, t, noise)
     distance = (student(x_t, t, y) - teacher(x_t, t, y)).square().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(losses[taught], distance[taught])
-    torch.testing.assert_close(losses[~taught], diffusion.losses(student, x0, t, y, noise)[~taught])
+    torch.testing.assert_close(losses[distilled], distance[distilled])
+    torch.testing.assert_close(losses[~distilled], diffusion.losses(student, x0, t, y, noise)[~distilled])

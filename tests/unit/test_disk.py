@@ -14,7 +14,7 @@ from sweeps.planning.disk import DiskFull, check_disk, disk_need
 from sweeps.planning.plan import Plan, plan_grid
 from sweeps.results.cleaning import clean, deletable
 from sweeps.size_grid import main
-from trainables.specs.models import TrialSpec
+from trainables.specs.models import BaseModelSpec
 from trainables.specs.transfers import BankSpec, TransferSpec
 from trainables.storage.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
 from trainables.storage.provenance import common_record
@@ -30,7 +30,7 @@ def small_plan() -> Plan:
 def publish(store: Store, job, folder, fid: float = 1.0) -> None:
     folder = folder / job.id
     folder.mkdir(parents=True)
-    files = {TrialSpec: MODEL_FILE, TransferSpec: DELTA_FILE, BankSpec: BANK_FILE}
+    files = {BaseModelSpec: MODEL_FILE, TransferSpec: DELTA_FILE, BankSpec: BANK_FILE}
     name = files.get(type(job), LEARNGENE_FILE)
     (folder / name).write_bytes(bytes(1000))
     (folder / "samples.png").write_bytes(bytes(10))

@@ -2,7 +2,7 @@
 
 from sweeps.planning.names import MethodNames
 from sweeps.results.ledger import ledger_rows, ledger_totals
-from tests.tiny import tiny_bank, tiny_learngene, tiny_transfer, tiny_trial
+from tests.tiny import tiny_bank, tiny_base, tiny_learngene, tiny_transfer
 
 
 class FakeStore:
@@ -23,7 +23,7 @@ class FakeStore:
 
 def test_shared_files_count_once_and_seeds_are_repeats():
     store = FakeStore()
-    jobs = [tiny_trial("fine", seed=s) for s in (0, 1)]
+    jobs = [tiny_base("fine", seed=s) for s in (0, 1)]
     jobs += [tiny_transfer("diff-tuning", seed=s) for s in (0, 1)] + [tiny_transfer("full")]
     rows = ledger_rows([(job, store.read_record(job)) for job in jobs], store, MethodNames(jobs))
     totals = ledger_totals(rows)
@@ -32,4 +32,4 @@ def test_shared_files_count_once_and_seeds_are_repeats():
     assert totals["diff-tuning linear"]["serve"] == {"bytes": 7, "seconds": 2.0}
     assert totals["full"]["initialize"]["bytes"] == 0
     items = {row["item"] for row in rows}
-    assert {tiny_learngene().label, tiny_bank(tiny_trial("fine")).label, "L2-D16, delta to fine"} <= items
+    assert {tiny_learngene().label, tiny_bank(tiny_base("fine")).label, "L2-D16, delta to fine"} <= items

@@ -6,7 +6,7 @@ import torch
 from fine_core.data.registry import load_dataset
 from fine_core.dit import DiT
 from fine_core.initializers.fine.factorized import BLOCK_MATRICES, FactorizedDiT
-from tests.tiny import DyingContext, Killed, random_learngene, same, tiny_learngene, tiny_trial
+from tests.tiny import DyingContext, Killed, random_learngene, same, tiny_base, tiny_learngene
 from trainables.initializations import recipe_for
 from trainables.initializations.fine import LearngeneRecipe
 from trainables.training.batches import DenoisingBatches
@@ -18,7 +18,7 @@ from trainables.training.order import BatchOrder
 def recipe(kind: str):
     if kind == "learngene":
         return LearngeneRecipe(tiny_learngene())
-    return recipe_for(tiny_trial(kind), lambda spec: random_learngene())
+    return recipe_for(tiny_base(kind), lambda spec: random_learngene())
 
 
 def train_recipe(trained, training, context: LocalContext, every: int):
@@ -28,7 +28,7 @@ def train_recipe(trained, training, context: LocalContext, every: int):
 
 
 def run(kind: str, context: LocalContext, every: int = 3):
-    training = tiny_learngene().training if kind == "learngene" else tiny_trial(kind).training
+    training = tiny_learngene().training if kind == "learngene" else tiny_base(kind).training
     return train_recipe(recipe(kind), training, context, every)
 
 
@@ -67,7 +67,7 @@ def test_fine_trains_sigma_then_all_of_a_dense_model(tmp_path):
 
 
 def test_sigma_phase_moves_nothing_but_sigma(tmp_path):
-    trial = tiny_trial("fine", steps=4, sigma_steps=4)
+    trial = tiny_base("fine", steps=4, sigma_steps=4)
     sigma_only = recipe_for(trial, lambda spec: random_learngene())
     sigma_only.phases = sigma_only.phases[:1]
     start = sigma_only.model_for(0, None)
@@ -77,7 +77,7 @@ def test_sigma_phase_moves_nothing_but_sigma(tmp_path):
 
 
 def test_zero_steps_return_the_assembled_model(tmp_path):
-    trial = tiny_trial("fine", steps=0, sigma_steps=0)
+    trial = tiny_base("fine", steps=0, sigma_steps=0)
     model, progress = train_recipe(
         recipe_for(trial, lambda spec: random_learngene()), trial.training, LocalContext(tmp_path / "run"), 4
     )
@@ -85,13 +85,13 @@ def test_zero_steps_return_the_assembled_model(tmp_path):
 
 
 def test_training_learns(tmp_path):
-    trial = tiny_trial("scratch", steps=150, lr=4e-3)
+    trial = tiny_base("scratch", steps=150, lr=4e-3)
     _, progress = train_recipe(recipe_for(trial, lambda spec: None), trial.training, LocalContext(tmp_path / "run"), 50)
     assert progress.history[-1]["train/loss"] < 0.5 * progress.history[0]["train/loss"]
 
 
 def test_a_diverging_loss_is_named_with_its_step(tmp_path):
-    trial = tiny_trial("scratch", steps=40, lr=1e18)
+    trial = tiny_base("scratch", steps=40, lr=1e18)
     with pytest.raises(TrainingDiverged, match=r"by step \d+; try a lower learning rate"):
         train_recipe(recipe_for(trial, lambda spec: None), trial.training, LocalContext(tmp_path / "run"), 20)
 
@@ -108,7 +108,7 @@ def test_an_epoch_touches_each_row_once():
 
 def test_gradient_clipping_changes_the_training_only_where_it_is_on(tmp_path):
     def weights(name, **training):
-        trial = tiny_trial("scratch", steps=4, **training)
+        trial = tiny_base("scratch", steps=4, **training)
         model, _ = train_recipe(recipe_for(trial, lambda spec: None), trial.training, LocalContext(tmp_path / name), 4)
         return model
 

@@ -231,7 +231,7 @@ def test_workers_share_a_batch_without_overlap_and_their_mean_is_its_loss(bank, 
     _, batches = first_batch("diff-tuning-kd", bank, base)
     batch = batches.batch(3)
     shares = [batch.share(rank, 4) for rank in range(4)]
-    for name in ("images", "labels", "t", "noise", "taught"):
+    for name in ("images", "labels", "t", "noise", "distilled"):
         assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(batch, name))
     losses = torch.rand(16)
     mean = sum((share.weights * part).sum() for share, part in zip(shares, losses.split(4), strict=True)) / 4
@@ -256,7 +256,7 @@ def test_as_loss_weights_the_timesteps_are_uniform(bank, base):
 def test_kd_follows_the_teacher_on_target_images(base):
     _, batches = first_batch("diff-tuning-kd", None, base)
     batch = batches.batch(0)
-    assert same(batches.teacher, base) and batch.taught.tolist() == [False] * 12 + [True] * 4
+    assert same(batches.teacher, base) and batch.distilled.tolist() == [False] * 12 + [True] * 4
     target = load_dataset("digits-inverted", "train").images
     assert all((image == target).flatten(1).all(dim=1).any() for image in batch.images[12:])
 

@@ -7,7 +7,7 @@ import pytest
 
 from sweeps.planning.names import MethodNames
 from sweeps.results.pareto import Point, front, front_probability, non_dominated, points_from, report_rows
-from tests.tiny import tiny_transfer, tiny_trial
+from tests.tiny import tiny_base, tiny_transfer
 
 
 def point(fid: float, params: int, *, stderr: float | None = 0.01, protocol: str = "p", depth: int = 2) -> Point:
@@ -73,7 +73,7 @@ def test_transfers_are_rows_of_their_own_with_their_schedule_and_what_they_forge
     assert tuned.label == "diff-tuning linear L2-D16" and tuned.trial_ids == jobs[1].id
     rows = report_rows([full, tuned])
     assert [row["method_front_params_total"] for row in rows] == [True, True], "each is the front of its own method"
-    other = tiny_transfer("full", base=tiny_trial("scratch"))
+    other = tiny_transfer("full", base=tiny_base("scratch"))
     both = [(job, record(1)) for job in (*jobs, other)]
     names = {p.method for p in points_from(both, MethodNames(job for job, _ in both))}
     assert names >= {"full from fine", "full from scratch"}
@@ -93,8 +93,8 @@ def test_seeds_are_averaged_with_their_standard_error():
         metrics = {"fid": fid, "kid": 0.0, "train_s": 1.0, "eval_s": 1.0}
         return {"protocol": "p", "metrics": metrics | costs}
 
-    results = [(tiny_trial("fine", seed=i), record(fid)) for i, fid in enumerate([1.0, 2.0, 3.0])]
-    results += [(tiny_trial("scratch"), record(9.0))]
+    results = [(tiny_base("fine", seed=i), record(fid)) for i, fid in enumerate([1.0, 2.0, 3.0])]
+    results += [(tiny_base("scratch"), record(9.0))]
     fine, scratch = points_from(results, MethodNames(job for job, _ in results))
     assert (fine.fid, fine.num_seeds) == (2.0, 3) and fine.fid_stderr == pytest.approx(1 / 3**0.5)
     assert scratch.fid_stderr is None and scratch.label == "scratch L2-D16"

@@ -12,7 +12,7 @@ from fine_core.checkpoints.diffusers_folder import load_diffusers, load_pipeline
 from fine_core.checkpoints.native import load_model
 from sweeps.pick import main
 from sweeps.results.picking import candidates, card, on_dataset, pick
-from tests.tiny import random_dit, tiny_bank, tiny_learngene, tiny_transfer, tiny_trial
+from tests.tiny import random_dit, tiny_bank, tiny_base, tiny_learngene, tiny_transfer
 from trainables.jobs.inputs import source_spec
 from trainables.jobs.run import run_job
 from trainables.jobs.transfer import load_transferred
@@ -32,11 +32,11 @@ def specs():
     decomposed = DecomposedLearngeneSpec(
         **common, source=source, als_sweeps=3, teacher_weight=0.5, evaluation=transfer.evaluation, extractor=transfer.extractor
     )
-    base = tiny_trial("fine")
+    base = tiny_base("fine")
     from_source = replace(base, initialization=replace(base.initialization, learngene=decomposed))
     return [
-        ExtractorSpec(dataset="digits"), tiny_learngene(), source, decomposed, base, tiny_trial("scratch"), from_source,
-        tiny_bank(base), transfer, tiny_transfer("difffit"), tiny_transfer("full", base=tiny_trial("scratch")),
+        ExtractorSpec(dataset="digits"), tiny_learngene(), source, decomposed, base, tiny_base("scratch"), from_source,
+        tiny_bank(base), transfer, tiny_transfer("difffit"), tiny_transfer("full", base=tiny_base("scratch")),
         RungSpec(transfer=transfer, step=2, evaluation=transfer.evaluation), CurveSpec(transfer=transfer, shares=(0.0, 0.5)),
     ]  # fmt: skip
 
@@ -53,8 +53,8 @@ def test_a_spec_comes_back_from_its_record(job):
 def store(tmp_path_factory) -> Store:
     """Two seeds of a small transfer, one of a base model and of a transfer that cannot be merged."""
     store = Store(tmp_path_factory.mktemp("store"))
-    second = replace(tiny_trial("fine"), seed=1)
-    jobs = [ExtractorSpec(dataset=name) for name in ("digits", TARGET)] + [tiny_learngene(), tiny_trial("fine"), second]
+    second = replace(tiny_base("fine"), seed=1)
+    jobs = [ExtractorSpec(dataset=name) for name in ("digits", TARGET)] + [tiny_learngene(), tiny_base("fine"), second]
     jobs += [tiny_transfer("difffit"), tiny_transfer("difffit", base=second, seed=1), tiny_transfer("full")]
     for job in [*jobs, tiny_transfer("adapter-parallel")]:
         run_job(job, store.location, LocalContext(f"{store.root}-pad/{job.id}"), checkpoint_every_steps=100)

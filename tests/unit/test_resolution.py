@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fine_core.dit import DIT_SIZES, DiT, count_parameters, position_table
-from tests.tiny import random_dit, tiny_config, tiny_learngene, tiny_transfer, tiny_trial
+from tests.tiny import random_dit, tiny_base, tiny_config, tiny_learngene, tiny_transfer
 from trainables.jobs.run import run_job
 from trainables.specs.scorers import ExtractorSpec
 from trainables.storage.store import Store
@@ -44,7 +44,7 @@ def test_images_that_are_no_multiple_are_refused():
 @pytest.mark.parametrize("method", ["difffit", "fine-sigma"])
 def test_a_base_of_8x8_is_adapted_to_16x16_images_of_the_same_digits(method, tmp_path):
     job = tiny_transfer(method, target="digits-16")
-    needs = [ExtractorSpec(dataset="digits"), ExtractorSpec(dataset="digits-16"), tiny_learngene(), tiny_trial("fine")]
+    needs = [ExtractorSpec(dataset="digits"), ExtractorSpec(dataset="digits-16"), tiny_learngene(), tiny_base("fine")]
     for item in (*needs, job):
         run_job(item, str(tmp_path / "store"), LocalContext(tmp_path / item.id), checkpoint_every_steps=4)
     record = Store(tmp_path / "store").read_record(job)

@@ -7,8 +7,8 @@ import pytest
 import sweeps.execution.runner
 import sweeps.execution.tune_stage
 from sweeps.execution.runner import RunnerSpec
-from sweeps.execution.tune_stage import FixedJobs, _GrowingLimiter, _trial, _TrialSetup, trials_at_once
-from tests.tiny import tiny_trial
+from sweeps.execution.tune_stage import FixedTasks, _GrowingLimiter, _trial, _TrialSetup, trials_at_once
+from tests.tiny import tiny_base
 from trainables.worker import WorkerGroupFailed
 
 
@@ -33,21 +33,21 @@ def cluster(monkeypatch):
 
 def test_this_machine_runs_what_fits(cluster):
     cluster(5, joined=False)
-    assert trials_at_once(RunnerSpec(), FixedJobs([])) == trials_at_once(RunnerSpec(), Study()) == 5
-    assert trials_at_once(RunnerSpec(workers_per_trial=2), FixedJobs([])) == 2
-    assert trials_at_once(RunnerSpec(workers_per_trial=8), FixedJobs([])) == 1
+    assert trials_at_once(RunnerSpec(), FixedTasks([])) == trials_at_once(RunnerSpec(), Study()) == 5
+    assert trials_at_once(RunnerSpec(workers_per_trial=2), FixedTasks([])) == 2
+    assert trials_at_once(RunnerSpec(workers_per_trial=8), FixedTasks([])) == 1
 
 
 def test_trials_wait_for_nodes_that_a_joined_cluster_may_start(cluster):
     cluster(0, joined=True)
-    assert trials_at_once(RunnerSpec(), FixedJobs([])) > 10, "inline trials that wait cost nothing"
+    assert trials_at_once(RunnerSpec(), FixedTasks([])) > 10, "inline trials that wait cost nothing"
     assert trials_at_once(RunnerSpec(), Study()) == 2, "a study proposes better settings later"
 
 
 @pytest.mark.parametrize(("slots", "expected"), [(1, 2), (2, 4), (4, 8), (32, 36)])
 def test_worker_groups_wait_in_processes_on_the_head_and_are_fewer(cluster, slots, expected):
     cluster(slots, joined=True)
-    assert trials_at_once(RunnerSpec(gpus_per_worker=1), FixedJobs([])) == expected
+    assert trials_at_once(RunnerSpec(gpus_per_worker=1), FixedTasks([])) == expected
 
 
 def test_more_are_let_in_once_the_cluster_has_grown(monkeypatch):
@@ -70,7 +70,7 @@ def test_a_group_that_failed_as_often_as_it_may_is_not_tried_again(monkeypatch, 
     monkeypatch.setattr("ray.tune.integration.ray_train.TuneReportCallback", object)
     monkeypatch.setattr(sweeps.execution.tune_stage.tune, "report", said.append)
     setup = _TrialSetup(
-        job=tiny_trial(), group_size=1, gpus_per_worker=0.0, store_location=str(tmp_path), checkpoint_every_steps=1
+        job=tiny_base(), group_size=1, gpus_per_worker=0.0, store_location=str(tmp_path), checkpoint_every_steps=1
     )
     _trial({"setup": setup})
     assert said == [{"failure": "RuntimeError: out of luck"}]
@@ -79,5 +79,5 @@ def test_a_group_that_failed_as_often_as_it_may_is_not_tried_again(monkeypatch, 
 def test_what_the_user_says_holds_everywhere(cluster):
     for joined in (False, True):
         cluster(4, joined=joined)
-        assert trials_at_once(RunnerSpec(max_concurrent=3), FixedJobs([])) == 3
+        assert trials_at_once(RunnerSpec(max_concurrent=3), FixedTasks([])) == 3
         assert trials_at_once(RunnerSpec(max_concurrent=3), Study()) == 3

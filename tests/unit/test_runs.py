@@ -19,7 +19,7 @@ from mlflow_setup.tracking import Tracking, TrackingError, open_tracking
 from mlflow_setup.writer import BackgroundWriter
 from sweeps.display.progress import ProgressView
 from sweeps.planning.plan import Found, Plan
-from tests.tiny import tiny_trial
+from tests.tiny import tiny_base
 
 HISTORY = [{"step": step, "train/loss": 1.0 / step, "train/speed": 2.0} for step in (10, 20, 30)]
 
@@ -376,7 +376,7 @@ def test_a_failed_child_keeps_its_reason(tracking):
 
 
 def test_reasons_with_brackets_are_shown_as_they_are():
-    trial = tiny_trial("scratch")
+    trial = tiny_base("scratch")
     output = io.StringIO()
     console = Console(file=output, width=200)
     with ProgressView(console, Plan(source=(), base=(trial,)), found=Found(finished=frozenset(), made=frozenset())) as view:

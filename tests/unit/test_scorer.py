@@ -25,14 +25,14 @@ from sweeps.planning.costs import estimated_core_s, evaluation_macs, total_macs
 from sweeps.planning.plan import find_jobs, plan_grid, plan_jobs
 from sweeps.size_grid import main
 from tests.pictures import extractor_file, image_folder, vae_folder
-from tests.tiny import random_dit, randomize, tiny_transfer, tiny_trial
+from tests.tiny import random_dit, randomize, tiny_base, tiny_transfer
 from trainables.jobs import run as jobs
 from trainables.jobs import transfer
 from trainables.jobs.inputs import file_spec, publish_file, publish_source, publish_vae, source_spec, vae_spec
 from trainables.jobs.run import run_job
 from trainables.jobs.scorer import load_scorer
 from trainables.specs.base import TrainingSpec
-from trainables.specs.models import GivenSpec, ScratchSpec, TrialSpec
+from trainables.specs.models import BaseModelSpec, GivenSpec, ScratchSpec
 from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
 from trainables.specs.transfers import BankSpec
 from trainables.storage.files import BANK_FILE, DELTA_FILE, MODEL_FILE, REFERENCE_FILE
@@ -67,12 +67,12 @@ def images(place, size: int = 8) -> str:
     return resolve(f"imagefolder:{place}/images", image_size=size, flips=True)
 
 
-def trial_on(dataset: str, extractor: ExtractorSpec, *, channels: int, size: int, **changes) -> TrialSpec:
+def trial_on(dataset: str, extractor: ExtractorSpec, *, channels: int, size: int, **changes) -> BaseModelSpec:
     shape = ModelSize(depth=1, width=16, num_heads=2)
     config = DiTConfig(size=shape, input_size=size, patch_size=2, in_channels=channels, num_classes=3, learn_sigma=False)
     spec = {"initialization": ScratchSpec(), "model": config, "dataset": dataset, "extractor": extractor, "seed": 0}
-    spec |= {"training": TrainingSpec(steps=4, batch_size=8), "evaluation": tiny_trial().evaluation}
-    return TrialSpec(**{**spec, **changes})
+    spec |= {"training": TrainingSpec(steps=4, batch_size=8), "evaluation": tiny_base().evaluation}
+    return BaseModelSpec(**{**spec, **changes})
 
 
 def test_images_by_path_are_learned_and_scored_by_an_extractor_by_path(place, tmp_path):
@@ -161,7 +161,7 @@ def test_a_given_model_is_a_base_as_it_is(tmp_path):
     publish_source(source, model, store)
     run(ExtractorSpec(dataset="digits"), store)
     job = replace(
-        tiny_trial(), initialization=GivenSpec(source=source), model=source.model, training=TrainingSpec(steps=0, batch_size=16)
+        tiny_base(), initialization=GivenSpec(source=source), model=source.model, training=TrainingSpec(steps=0, batch_size=16)
     )
     record = run(job, store)
     assert record["metrics"]["train_steps"] == 0 and record["history"] == []
@@ -172,7 +172,7 @@ def test_a_given_model_is_a_base_as_it_is(tmp_path):
 def test_another_protocol_scores_again_and_trains_nothing(tmp_path, monkeypatch):
     store = Store(tmp_path / "store")
     first = tiny_transfer("diff-tuning")
-    other = replace(tiny_trial().evaluation, num_samples=30, sampler=SamplerSpec(sampling_steps=3))
+    other = replace(tiny_base().evaluation, num_samples=30, sampler=SamplerSpec(sampling_steps=3))
     base = replace(first.base, evaluation=other)
     second = replace(first, base=base, bank=replace(first.bank, base=base), evaluation=other)
     assert second.id != first.id and second.made_id == first.made_id
@@ -207,10 +207,10 @@ def test_another_protocol_scores_again_and_trains_nothing(tmp_path, monkeypatch)
 
 def test_what_was_made_for_another_training_is_not_taken(tmp_path):
     store = Store(tmp_path)
-    trial = tiny_trial("scratch")
+    trial = tiny_base("scratch")
     run(trial.extractor, store)
     run(trial, store)
-    assert store.twin(replace(trial, seed=1)) is None and store.twin(tiny_trial("scratch", steps=9)) is None
+    assert store.twin(replace(trial, seed=1)) is None and store.twin(tiny_base("scratch", steps=9)) is None
     again = replace(trial, evaluation=replace(trial.evaluation, num_samples=30))
     assert store.twin(again).folder == trial.folder
     kept = (tmp_path / trial.folder / MODEL_FILE).rename(tmp_path / "kept")

@@ -13,7 +13,7 @@ from fine_core.initializers.fine.learngene import Learngene
 from sweeps.command_line.options import preset_grid
 from sweeps.planning.plan import plan_grid
 from sweeps.size_grid import main
-from tests.tiny import DyingContext, Killed, random_dit, tiny_config, tiny_trial
+from tests.tiny import DyingContext, Killed, random_dit, tiny_base, tiny_config
 from trainables.jobs.inputs import publish_source, source_spec
 from trainables.jobs.run import run_job
 from trainables.specs.base import TrainingSpec
@@ -21,7 +21,7 @@ from trainables.specs.models import DecomposedLearngeneSpec
 from trainables.specs.scorers import ExtractorSpec
 from trainables.storage.files import LEARNGENE_FILE, MODEL_FILE
 from trainables.storage.store import Store
-from trainables.training.batches import DenoisingBatches, TaughtBatches
+from trainables.training.batches import DenoisingBatches, DistillingBatches
 from trainables.training.context import LocalContext
 
 
@@ -35,7 +35,7 @@ def decomposition(source, **changes) -> DecomposedLearngeneSpec:
         "source": source,
         "als_sweeps": 20,
         "teacher_weight": 0.5,
-        "evaluation": tiny_trial().evaluation,
+        "evaluation": tiny_base().evaluation,
         "extractor": ExtractorSpec(dataset="digits"),
     }
     return DecomposedLearngeneSpec(**{**spec, **changes})
@@ -88,15 +88,15 @@ def test_without_steps_the_learngene_is_the_decomposition(store):
     assert metrics["fid/trained"] == metrics["fid/decomposed"] and metrics["train_s"] == 0
 
 
-def test_the_taught_half_follows_the_teacher_at_its_weight():
+def test_the_distilled_half_follows_the_teacher_at_its_weight():
     from fine_core.data.registry import load_dataset
 
     training = TrainingSpec(steps=1, batch_size=10)
     denoising = DenoisingBatches(load_dataset("digits", "train"), training, null_label=10, seed=0, device=torch.device("cpu"))
-    batch = TaughtBatches(denoising=denoising, teacher=random_dit(), teacher_weight=3.0).batch(0)
-    assert batch.taught.tolist() == [True] * 5 + [False] * 5
-    assert batch.weights[batch.taught].sum().item() == pytest.approx(3.0)
-    assert batch.weights[~batch.taught].sum().item() == pytest.approx(1.0)
+    batch = DistillingBatches(denoising=denoising, teacher=random_dit(), teacher_weight=3.0).batch(0)
+    assert batch.distilled.tolist() == [True] * 5 + [False] * 5
+    assert batch.weights[batch.distilled].sum().item() == pytest.approx(3.0)
+    assert batch.weights[~batch.distilled].sum().item() == pytest.approx(1.0)
     assert torch.equal(batch.images, denoising.batch(0).images)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from fine_core.checkpoints.native import load_model
 from fine_core.files import file_bytes, sha256_of
 from fine_core.initializers.fine.learngene import Learngene
-from tests.tiny import tiny_learngene, tiny_trial
+from tests.tiny import tiny_base, tiny_learngene
 from trainables.jobs import run as jobs
 from trainables.jobs.run import run_job
 from trainables.specs.scorers import ExtractorSpec
@@ -22,13 +22,13 @@ from trainables.training.context import LocalContext
 def store(tmp_path_factory) -> Store:
     """A store with every artifact and two trials."""
     root = tmp_path_factory.mktemp("store")
-    for job in (ExtractorSpec(dataset="digits"), tiny_learngene(), tiny_trial("fine"), tiny_trial("scratch")):
+    for job in (ExtractorSpec(dataset="digits"), tiny_learngene(), tiny_base("fine"), tiny_base("scratch")):
         run_job(job, str(root), LocalContext(root / "scratch-pad" / job.id), checkpoint_every_steps=4)
     return Store(root)
 
 
 def test_a_trial_leaves_model_samples_and_a_whole_record(store):
-    trial = tiny_trial("fine")
+    trial = tiny_base("fine")
     record = store.read_record(trial)
     model = load_model(store.fetch(trial, MODEL_FILE), expect=trial.model)
     assert record["metrics"]["params_total"] == sum(p.numel() for p in model.parameters())
@@ -43,12 +43,12 @@ def test_a_trial_leaves_model_samples_and_a_whole_record(store):
 
 
 def test_a_trial_from_scratch_needs_no_bytes_to_initialize(store):
-    assert store.read_record(tiny_trial("scratch"))["metrics"]["initialize_bytes"] == 0
+    assert store.read_record(tiny_base("scratch"))["metrics"]["initialize_bytes"] == 0
 
 
 def test_the_stored_learngene_assembles(store):
     learngene = Learngene.load(store.fetch(tiny_learngene(), LEARNGENE_FILE))
-    assert sorted(learngene.sigma) == [8, 16] and learngene.assemble(tiny_trial().size).config == tiny_trial().model
+    assert sorted(learngene.sigma) == [8, 16] and learngene.assemble(tiny_base().size).config == tiny_base().model
 
 
 def test_the_extractor_is_accurate(store):
@@ -57,13 +57,13 @@ def test_the_extractor_is_accurate(store):
 
 def test_a_finished_job_is_not_computed_again(store, monkeypatch, tmp_path):
     monkeypatch.setattr(jobs, "_run_trial", lambda *a: pytest.fail("computed again"))
-    run_job(tiny_trial("fine"), store.location, LocalContext(tmp_path), checkpoint_every_steps=4)
+    run_job(tiny_base("fine"), store.location, LocalContext(tmp_path), checkpoint_every_steps=4)
 
 
 def test_same_trial_in_another_store_gives_the_same_model_and_score(store, tmp_path):
-    for job in (ExtractorSpec(dataset="digits"), tiny_trial("scratch")):
+    for job in (ExtractorSpec(dataset="digits"), tiny_base("scratch")):
         run_job(job, str(tmp_path / "other"), LocalContext(tmp_path / job.id), checkpoint_every_steps=3)
-    other, trial = Store(tmp_path / "other"), tiny_trial("scratch")
+    other, trial = Store(tmp_path / "other"), tiny_base("scratch")
     assert sha256_of(other.fetch(trial, MODEL_FILE)) == sha256_of(store.fetch(trial, MODEL_FILE))
     for score in ("fid", "kid"):
         assert other.read_record(trial)["metrics"][score] == store.read_record(trial)["metrics"][score]
@@ -82,7 +82,7 @@ def test_a_damaged_artifact_is_found_by_its_hash(store, tmp_path):
 
 
 def test_a_half_written_record_counts_as_not_finished(tmp_path):
-    store, job = Store(tmp_path), tiny_trial()
+    store, job = Store(tmp_path), tiny_base()
     folder = tmp_path / job.folder
     folder.mkdir(parents=True)
     assert store.read_record(job) is None
@@ -101,7 +101,7 @@ def write_checkpoint(root, attempt: str, job_id: str, *, step: int, whole: bool 
 
 
 def test_the_furthest_whole_checkpoint_of_all_attempts_wins(tmp_path):
-    store, job = Store(tmp_path), tiny_trial()
+    store, job = Store(tmp_path), tiny_base()
     assert store.latest_checkpoint(job) is None
     write_checkpoint(tmp_path, "first", job.id, step=30)
     furthest = write_checkpoint(tmp_path, "second", job.id, step=50)

@@ -17,7 +17,7 @@ from pathlib import Path
 from fine_core.data.registry import load_dataset
 from fine_core.data.by_path import resolve
 from trainables.training.batches import DenoisingBatches
-from trainables.training.prefetch import feed
+from trainables.training.prefetch import prefetch
 from trainables.specs.base import TrainingSpec
 
 torch.set_num_threads(1)
@@ -27,12 +27,12 @@ def memory(field):
 name = resolve("parquet:" + sys.argv[1], image_size=8, flips=False)
 data = load_dataset(name, "train")
 batches = DenoisingBatches(data, TrainingSpec(steps=1, batch_size=64), null_label=4, seed=0, device=torch.device("cpu"))
-next(iter(feed(batches, range(1), rank=0, num_workers=1)))  # what is imported late is there now
+next(iter(prefetch(batches, range(1), rank=0, num_workers=1)))  # what is imported late is there now
 limit = memory("VmData") + int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 before, total = memory("VmRSS"), 0.0
 steps = len(data) // 64
-for step, batch, images in feed(batches, range(steps), rank=0, num_workers=1):
+for step, batch, images in prefetch(batches, range(steps), rank=0, num_workers=1):
     total += images.sum().item()
 if sys.argv[3] == "hold":
     held = [data.take(rows) for rows in torch.arange(len(data)).split(64)]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from trainables.jobs.scoring import score_model
 
 from fine_core.checkpoints.native import load_model
 from fine_core.files import file_bytes
@@ -14,14 +15,13 @@ from tests.tiny import (
     output,
     random_dit,
     tiny_bank,
+    tiny_base,
     tiny_learngene,
     tiny_transfer,
-    tiny_trial,
 )
 from trainables.jobs import run as jobs
 from trainables.jobs import scoring
 from trainables.jobs.run import run_job
-from trainables.jobs.scoring import score_model
 from trainables.jobs.transfer import load_transferred
 from trainables.methods import TRANSFER_METHODS
 from trainables.specs.scorers import ExtractorSpec
@@ -36,7 +36,7 @@ def store(tmp_path_factory) -> Store:
     """A store with a base model, its bank and both extractors."""
     root = tmp_path_factory.mktemp("store")
     needs = [ExtractorSpec(dataset="digits"), ExtractorSpec(dataset="digits-inverted"), tiny_learngene()]
-    needs += [tiny_trial("fine"), tiny_bank(tiny_trial("fine"))]
+    needs += [tiny_base("fine"), tiny_bank(tiny_base("fine"))]
     for job in needs:
         run_job(job, str(root), LocalContext(root / "pad" / job.id), checkpoint_every_steps=4)
     return Store(root)
@@ -140,7 +140,7 @@ def test_the_source_is_scored_under_the_null_label(store, monkeypatch):
     drawn = []
     monkeypatch.setattr(scoring, "draw_batch", lambda model, labels, *a, **k: drawn.append(labels) or torch.rand(
         len(labels), 1, 8, 8))  # fmt: skip
-    scores = scoring.score_source(random_dit(), tiny_trial("fine"), store, LocalContext("unused"))
+    scores = scoring.score_source(random_dit(), tiny_base("fine"), store, LocalContext("unused"))
     assert (torch.cat(drawn) == 10).all() and "null label" in scores.protocol and "digits:pool" in scores.protocol
 
 
