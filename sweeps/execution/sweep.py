@@ -25,6 +25,7 @@ from sweeps.execution.runner import RunnerSpec, trials_that_fit
 from sweeps.execution.tune_stage import FixedTasks, TaskSource, run_stage
 from sweeps.planning.plan import Found, find_jobs
 from trainables.failures import Failure, FailureKind
+from trainables.specs.base import JobSpec
 from trainables.specs.tasks import Task
 from trainables.storage.record import Record
 from trainables.storage.store import Store
@@ -119,7 +120,10 @@ class Sweep:
             if not unbound and not damaged:
                 return missing
 
-    def _make_again(self, why: str, job: Any) -> None:
+    def _is_up_to_date(self, job: JobSpec) -> bool:
+        return self.store.read_record(job) is None or self.store.is_bound(job)
+
+    def _make_again(self, why: str, job: JobSpec) -> None:
         self.console.print(f"{why}; it is made again", style="yellow")
         self.store.discard(job)
 
@@ -148,7 +152,9 @@ class Sweep:
     def _run_stages(self, missing: Sequence[Task], found: Found) -> None:
         to_do = {task.id for task in missing}
         for stage, tasks in self.plan.stages.items():
-            if runnable := self._runnable([task for task in tasks if task.id in to_do]):
+            # What was made again in an earlier stage may have other bytes than before.
+            changed = {task.id for task in tasks if not all(self._is_up_to_date(job) for job in task.jobs)}
+            if runnable := self._runnable([task for task in tasks if task.id in to_do | changed]):
                 self._run_stage(stage, FixedTasks(runnable), counted(len(runnable), "job"), len(runnable))
                 self._show_overhead(stage, runnable, found)
         last = self.agenda.last_stage(self.outcome.failures)

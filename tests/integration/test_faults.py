@@ -18,7 +18,7 @@ def test_workers_die_one_after_the_other_and_the_sweep_goes_on(alone, tmp_path):
     faults = [
         "trainables.training.loop:PhaseTrainer.step:8:self",
         "sweeps.execution.tune_stage:InlineContext.report:2:self",  # between a checkpoint and its report
-        "trainables.jobs.scoring:compute_scores:1:self",
+        "trainables.jobs.score:compute_scores:1:self",
     ]
     code, output = run_with_faults(store, faults, "--runner", "tune")
     assert code == 0, output
@@ -32,9 +32,9 @@ def test_the_sweep_itself_dies_again_and_again(alone, tmp_path):
         "sweeps.execution.sweep:Sweep.reported:2:self",  # the learngene has a checkpoint
         "trainables.training.loop:PhaseTrainer.step:7:driver",  # of a base model
         "sweeps.execution.tune_stage:InlineContext.report:2:driver",  # a checkpoint is written, nobody has heard of it
-        "trainables.jobs.scoring:compute_scores:1:driver",
+        "trainables.jobs.score:compute_scores:1:driver",
         "sweeps.execution.sweep:Sweep.finished:1:self",  # a result is stored, MLflow has not heard of it
-        "sweeps.execution.sweep:draw_front:1:self",  # while it reports
+        "sweeps.results.report:draw_front:1:self",  # while it reports
     ]
     for fault in faults:
         code, output = run_with_faults(store, [fault], "--runner", "tune")
@@ -46,14 +46,18 @@ def test_the_sweep_itself_dies_again_and_again(alone, tmp_path):
 def test_a_point_that_diverges_fails_with_its_reason_and_at_once(tmp_path):
     store = tmp_path / "store"
     output = sweep(store, "--runner", "tune", "--sigma-lr", "1e30", expect=1)
-    assert "failed: fine L2-D16 seed 0: the loss is nan by step" in output and "try a lower learning rate" in output
+    assert "failed: fine L2-D16 seed 0: diverged: the loss is nan by step" in output and "try a lower learning rate" in output
     assert "scratch L2-D16 seed 0: done" in output and re.search(r"\* +scratch L2-D16", output)
     assert "Run the same command again" in output
     _, (parent,), children = runs(store)
     status = {child.data.tags["method"]: child.info.status for child in children}
     assert status == {"fine": "FAILED", "scratch": "FINISHED"} and parent.info.status == "FAILED"
     failed = next(child for child in children if child.data.tags["method"] == "fine")
-    assert "try a lower learning rate" in failed.data.tags["failure_reason"]
+    tags = failed.data.tags
+    assert "try a lower learning rate" in tags["failure_reason"] and tags["failure_kind"] == "diverged"
+    log = store / "logs" / f"{tags['trial_id']}.log"
+    assert tags["failure_log"] == str(log) and str(log) in output.replace("\n", "")
+    assert "Traceback" in log.read_text() and "TrainingDiverged" in log.read_text() and "Traceback" not in output
 
 
 def test_a_damaged_artifact_is_noticed_and_made_again(alone, tmp_path):

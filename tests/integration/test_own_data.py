@@ -81,4 +81,4 @@ def test_a_folder_of_images_is_a_dataset_and_another_protocol_trains_nothing(pla
     output = sweep(store, *given, "--num-samples", "40")
     assert "scratch L2-D16 seed 0: done" in output
     models = [file.read_bytes() for file in store.glob("base/*/model.safetensors")]
-    assert models == [before, before]
+    assert models == [before], "no weights are stored twice"

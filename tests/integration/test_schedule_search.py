@@ -76,7 +76,9 @@ def test_a_search_leaves_a_study_runs_files_and_settings_for_a_grid(whole):
     before = {file: file.stat().st_mtime_ns for file in whole.rglob("record.json")}
     output = search(whole, *TRIALS, "--runner", "tune")
     assert "starting Ray" not in output and trials(whole) == found
-    plan = sweep(whole, *SEARCH, "--transfer", "full", "--schedules", f"@{report / 'best.json'}", "--dry-run")
+    plan = sweep(
+        whole, *SEARCH, "--transfer", "full", "--schedules", f"@{report / 'best.json'}", "--forgetting", "none", "--dry-run"
+    )
     (line,) = (line for line in plan.splitlines() if "transfer " in line and "diff-tuning" in line)
     assert line.split()[-1] == "done", "the grid finds what the search has computed"
     assert {file: file.stat().st_mtime_ns for file in whole.rglob("record.json")} == before
@@ -118,7 +120,7 @@ def trial_actor(process: psutil.Process) -> bool:
 
 def test_rungs_go_on_in_worker_groups_too(whole, tmp_path):
     store = Path(shutil.copytree(whole, tmp_path / "store"))
-    for folder in ("transfer", "rung", "reports"):
+    for folder in ("transfer", "score", "reports"):
         shutil.rmtree(store / folder)
     for file in ("optuna.db", "mlflow.db"):
         (store / file).unlink()

@@ -18,7 +18,7 @@ def test_a_grid_reports_everything_and_another_computes_only_what_is_missing(tmp
     store = tmp_path / "store"
     grid = ["--depths", "1,2", "--methods", "fine", "--runner", "tune"]
     output = sweep(store, *grid)
-    assert "points; 4 of 4 jobs to compute" in output and re.search(r"\* +fine L\d-D16", output)
+    assert "points; 6 of 6 jobs to compute" in output and re.search(r"\* +fine L\d-D16", output)
 
     client, (parent,), children = runs(store)
     assert parent.info.status == "FINISHED" and len(children) == 2
@@ -60,14 +60,14 @@ def test_a_grid_reports_everything_and_another_computes_only_what_is_missing(tmp
 
     before = {file: file.stat().st_mtime_ns for file in store.rglob("record.json")}
     output = sweep(store, *grid)
-    assert "0 of 4 jobs to compute" in output and "starting Ray" not in output
+    assert "0 of 6 jobs to compute" in output and "starting Ray" not in output
     assert {file: file.stat().st_mtime_ns for file in store.rglob("record.json")} == before
     _, (again,), children_again = runs(store)
     assert again.info.run_id == parent.info.run_id and again.info.status == "FINISHED"
     assert {c.info.run_id for c in children_again} == {c.info.run_id for c in children}
 
     output = sweep(store, *grid, "--seeds", "0,1")
-    assert "4 points; 2 of 6 jobs to compute" in output and " ± " in output, "two seeds give a standard error"
+    assert "4 points; 4 of 10 jobs to compute" in output and " ± " in output, "two seeds give a standard error"
     _, parents, children = runs(store)
     assert len(parents) == 2 and len(children) == 2 + 4, "each sweep lists all of its points"
 
@@ -112,7 +112,7 @@ def test_the_transfer_stage_reports_fronts_of_every_method_and_the_curve_reuses_
     options = [*TRANSFER, "--runner", "tune", "--methods", "fine"]
     methods = ["--transfer", "full,difffit,fine-sigma,diff-tuning+difffit", "--schedules", "linear,power:0.5,constant"]
     output = sweep(store, *options, *methods)
-    assert "7 points; 11 of 11 jobs to compute" in output
+    assert "7 points; 25 of 25 jobs to compute" in output
     assert "Points on digits (" in output and "Points on digits-inverted (" in output and "source FID" in output
     assert re.search(r"full L2-D16 +15,204 +\d+\.\d{3} +6\d,\d{3} +14,948 +\d+\.\d -> \d+\.\d", output), output
     assert re.search(r"fine-sigma L2-D16 +15,204 +\d+\.\d{3} +1,\d{3} +160 ", output), output
@@ -131,7 +131,7 @@ def test_the_transfer_stage_reports_fronts_of_every_method_and_the_curve_reuses_
     assert len(rows) == 6 and any(row["front_params_total"] == "True" for row in rows)
 
     curve = sweep(store, *options, "--transfer", "full,difffit", "--shares", "0,0.5,1", script="forgetting_curve")
-    assert "2 of 8 jobs to compute" in curve and "6 of 8 jobs are in the store already" in curve
+    assert "4 of 16 jobs to compute" in curve and "12 of 16 jobs are in the store already" in curve
     _, (parent,), _ = runs(store, "forgetting-curve")
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"forgetting.csv", "forgetting.png"} <= artifacts

@@ -8,6 +8,7 @@ import pytest
 
 from tests.commands import command, environment, matches, wait_for
 from tests.servers import MlflowServer, postgresql
+from trainables.storage.store import Store
 
 pytestmark = pytest.mark.slow
 NUM_STEPS = 12
@@ -36,7 +37,7 @@ def test_a_server_that_is_away_for_the_middle_of_a_sweep_loses_nothing(server, t
     with subprocess.Popen(command(store, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **started) as process:
         wait_for(lambda: matches(store, "tune/*-base-*/*/checkpoint_*"), "a checkpoint", process=process)
         server.kill()
-        wait_for(lambda: len(matches(store, "base/*/record.json")) == 4, "four results", process=process)
+        wait_for(lambda: len(matches(store, "score/*/record.json")) == 4, "four results", process=process)
         spooled = [json.loads(line) for file in store.glob("spool/*.jsonl") for line in file.read_text().splitlines()]
         server.start()
         output, _ = process.communicate(timeout=180)
@@ -46,7 +47,7 @@ def test_a_server_that_is_away_for_the_middle_of_a_sweep_loses_nothing(server, t
     server.wait()
 
     again = subprocess.run(command(store, *options), capture_output=True, timeout=180, **started)
-    assert again.returncode == 0 and "0 of 6 jobs to compute" in again.stdout, again.stdout + again.stderr
+    assert again.returncode == 0 and "0 of 10 jobs to compute" in again.stdout, again.stdout + again.stderr
     assert not list(store.glob("spool/*"))
     client = mlflow.MlflowClient(server.uri)
     found = client.search_runs([client.get_experiment_by_name("size-grid").experiment_id])
@@ -59,7 +60,11 @@ def test_a_server_that_is_away_for_the_middle_of_a_sweep_loses_nothing(server, t
             history = client.get_metric_history(child.info.run_id, key)
             assert [metric.step for metric in history] == list(range(1, NUM_STEPS + 1)), "in order, and each step once"
             assert [metric.value for metric in history] == [entry[key] for entry in record["history"]]
-        for key, value in record["metrics"].items():
+        (score,) = (s for job, s in Store(store).records("score") if job.scored.id == child.data.tags["trial_id"])
+        separate = {
+            name: v for name, v in (record["metrics"] | score.metrics).items() if name not in ("job_s", "peak_memory_bytes")
+        }
+        for key, value in separate.items():
             assert [metric.value for metric in client.get_metric_history(child.info.run_id, key)] == [value]
         assert child.data.params and child.data.tags["pareto"] in ("true", "false")
         assert [file.path for file in client.list_artifacts(child.info.run_id, "samples")] == ["samples/samples.png"]

@@ -8,11 +8,23 @@ from fine_core.sampling.draw import Tail, sample_images
 from fine_core.sampling.sampler import SamplerSpec
 from fine_core.transfer.bank import bank_labels, load_bank, save_bank
 from sweeps.planning.names import MethodNames
+from sweeps.planning.points import ForgettingCurve
 from sweeps.results.curves import curve_rows
-from tests.tiny import DyingContext, Killed, random_dit, tiny_bank, tiny_base, tiny_config, tiny_learngene, tiny_transfer
+from tests.searches import record_of
+from tests.tiny import (
+    DyingContext,
+    Killed,
+    compute,
+    random_dit,
+    tiny_bank,
+    tiny_base,
+    tiny_config,
+    tiny_learngene,
+    tiny_score,
+    tiny_transfer,
+)
 from trainables.jobs.run import run_job
 from trainables.specs.scorers import ExtractorSpec
-from trainables.specs.transfers import CurveSpec
 from trainables.storage.files import BANK_FILE
 from trainables.storage.store import Store
 from trainables.training.context import LocalContext
@@ -50,7 +62,7 @@ def store(tmp_path_factory) -> Store:
     root = tmp_path_factory.mktemp("store")
     needs = [ExtractorSpec(dataset="digits"), ExtractorSpec(dataset="digits-inverted"), tiny_learngene(), tiny_base("fine")]
     for job in (*needs, tiny_transfer("full")):
-        run_job(job, str(root), LocalContext(root / "pad" / job.id), checkpoint_every_steps=4)
+        compute(job, str(root), LocalContext(root / "pad" / job.id))
     return Store(root)
 
 
@@ -61,16 +73,16 @@ def bank_bytes(store: Store) -> bytes:
 def test_a_bank_killed_and_resumed_is_the_uninterrupted_one(store, tmp_path):
     job = tiny_bank(tiny_base("fine"))
     with pytest.raises(Killed):
-        run_job(job, store.location, DyingContext(tmp_path / "pad", after_reports=2), checkpoint_every_steps=4)
+        compute(job, store, DyingContext(tmp_path / "pad", after_reports=2))
     context = LocalContext(tmp_path / "pad")
-    run_job(job, store.location, context, checkpoint_every_steps=4)
+    compute(job, store, context)
     assert [report["step"] for report in context.reports if "step" in report] == [24, 30], "what was drawn is kept"
     resumed = bank_bytes(store)
     store.delete(job.folder)
-    run_job(job, store.location, LocalContext(tmp_path / "again"), checkpoint_every_steps=4)
+    compute(job, store, LocalContext(tmp_path / "again"))
     assert bank_bytes(store) == resumed
-    record = store.read_record(job)
-    assert record["metrics"]["bank_images"] == 30 and record["metrics"]["sampling_s"] > 0
+    metrics = store.record(job).metrics
+    assert metrics["bank_images"] == 30 and metrics["sampling_s"] > 0
     _, protocol = load_bank(store.fetch(job, BANK_FILE), null_label=10)
     assert protocol["base"] == tiny_base("fine").id and protocol["sampler"]["guidance_scale"] == 1.5
 
@@ -93,13 +105,13 @@ class OneOfTwo(LocalContext):
 
 def test_two_workers_draw_the_bank_that_one_does(store, tmp_path):
     job = tiny_bank(tiny_base("fine"))
-    run_job(job, store.location, LocalContext(tmp_path / "pad"), checkpoint_every_steps=4)
+    compute(job, store, LocalContext(tmp_path / "pad"))
     alone = bank_bytes(store)
     store.delete(job.folder)
     said: dict[int, list] = {0: [], 1: []}
     second = OneOfTwo(tmp_path / "second", 1, said)  # speaks first
-    run_job(job, store.location, second, checkpoint_every_steps=4)
-    run_job(job, store.location, OneOfTwo(tmp_path / "first", 0, said), checkpoint_every_steps=4)
+    run_job(job, store, second, checkpoint_every_steps=4)
+    compute(job, store, OneOfTwo(tmp_path / "first", 0, said))
     assert bank_bytes(store) == alone
 
 
@@ -136,25 +148,30 @@ def test_no_tail_is_the_tuned_model_and_a_whole_one_the_base_without_labels():
 
 
 def test_a_curve_starts_at_the_transfers_own_score(store, tmp_path):
-    job = CurveSpec(transfer=tiny_transfer("full"), shares=(0.0, 0.1, 0.5, 1.0))
-    run_job(job, store.location, LocalContext(tmp_path / "pad"), checkpoint_every_steps=4)
-    record = store.read_record(job)
-    assert record["shares"] == [0.0, 0.5, 1.0], "of 2 steps, 0.1 are none"
-    assert len(set(record["fids"])) == 3
-    assert record["fids"][0] == store.read_record(tiny_transfer("full"))["metrics"]["fid"]
+    transfer = tiny_transfer("full")
+    scores = tuple(tiny_score(transfer, replaced_steps=steps) for steps in (0, 1, 2))
+    assert scores[0] == tiny_score(transfer), "which is not taken twice"
+    for score in scores:
+        compute(score, store, LocalContext(tmp_path / "pad"))
+    curve = ForgettingCurve(transfer=transfer, scores=scores)
+    rows = curve_rows([curve], MethodNames([transfer]), store)
+    assert [row["share"] for row in rows] == [0.0, 0.5, 1.0] and len({row["fid"] for row in rows}) == 3
+    assert len({row["protocol"] for row in rows}) == 1, "the curve's own, without its steps"
+    assert "last 2 by the base" in str(store.record(scores[2]).protocol)
 
 
-def test_curves_of_different_bases_are_not_taken_for_seeds():
+def test_curves_of_different_bases_are_not_taken_for_seeds(tmp_path):
+    store = Store(tmp_path)
+    (tmp_path / "empty").mkdir()
     jobs = [tiny_transfer("full"), tiny_transfer("full", seed=1), tiny_transfer("full", base=tiny_base("scratch"))]
-    curves = [CurveSpec(transfer=job, shares=(0.0,)) for job in jobs]
-    results = [
-        (job, {"shares": [0.0], "fids": [fid], "protocol": "p"}) for job, fid in zip(curves, (1.0, 3.0, 9.0), strict=True)
-    ]
-    rows = {row["method"]: row for row in curve_rows(results, MethodNames(job.transfer for job, _ in results))}
+    curves = [ForgettingCurve(transfer=job, scores=(tiny_score(job),)) for job in jobs]
+    for curve, fid in zip(curves, (1.0, 3.0, 9.0), strict=True):
+        store.publish(curve.scores[0], tmp_path / "empty", record_of(curve.scores[0], {"fid": fid}))
+    rows = {row["method"]: row for row in curve_rows(curves, MethodNames(jobs), store)}
     assert (rows["full from fine"]["fid"], rows["full from fine"]["num_seeds"]) == (2.0, 2)
     assert rows["full from scratch"]["fid"] == 9.0 and rows["full from scratch"]["fid_stderr"] is None
 
 
-def test_bad_shares_are_named():
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        CurveSpec(transfer=tiny_transfer("full"), shares=(0.0, 1.5))
+def test_more_steps_than_there_are_cannot_be_replaced():
+    with pytest.raises(ValueError, match="replaced_steps is 3; it must be 0 to 2"):
+        tiny_score(tiny_transfer("full"), replaced_steps=3)

@@ -54,8 +54,9 @@ import sys
 for name in ("ray", "optuna", "mlflow", "click", "diffusers", "peft"):
     sys.modules[name] = None  # importing it raises ImportError
 import pathlib, importlib, tempfile
-for path in pathlib.Path("fine_core").glob("*.py"):
-    importlib.import_module(f"fine_core.{path.stem}")
+for path in pathlib.Path("fine_core").rglob("*.py"):
+    if path.parent.name != "pipeline" and path.stem != "__main__":
+        importlib.import_module(".".join(path.with_suffix("").parts).removesuffix(".__init__"))
 from fine_core.data.registry import load_dataset
 from tests.tiny import tiny_base
 from trainables.training.context import LocalContext
@@ -80,3 +81,40 @@ def test_models_are_never_unpickled():
                 if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                     assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), path
                 assert not (isinstance(node, ast.Call) and ast.unparse(node.func).startswith("pickle.")), path
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the project by its dotted name."""
+    found = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def test_no_module_imports_itself_through_others():
+    """Imports at the top of modules, packages' `__init__` included, form no circle."""
+    known = modules()
+    edges: dict[str, set[str]] = {}
+    for name, path in known.items():
+        tops = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ImportFrom) and node.module]
+        named = {f"{node.module}.{alias.name}" for node in tops for alias in node.names} | {node.module for node in tops}
+        edges[name] = (named & known.keys()) - {name}
+    done: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, " -> ".join((*way[way.index(name) :], name))
+        if name not in done:
+            for other in sorted(edges[name]):
+                visit(other, (*way, name))
+            done.add(name)
+
+    for name in sorted(edges):
+        visit(name, ())
+
+
+def test_every_package_is_installed():
+    """Packages are found, not listed; each folder of modules is one."""
+    for path in modules().values():
+        assert (path.parent / "__init__.py").exists(), path

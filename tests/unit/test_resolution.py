@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fine_core.dit import DIT_SIZES, DiT, count_parameters, position_table
-from tests.tiny import random_dit, tiny_base, tiny_config, tiny_learngene, tiny_transfer
-from trainables.jobs.run import run_job
+from sweeps.results.points import point_result
+from tests.tiny import compute, random_dit, tiny_base, tiny_config, tiny_learngene, tiny_point, tiny_transfer
 from trainables.specs.scorers import ExtractorSpec
 from trainables.storage.store import Store
 from trainables.training.context import LocalContext
@@ -45,9 +45,11 @@ def test_images_that_are_no_multiple_are_refused():
 def test_a_base_of_8x8_is_adapted_to_16x16_images_of_the_same_digits(method, tmp_path):
     job = tiny_transfer(method, target="digits-16")
     needs = [ExtractorSpec(dataset="digits"), ExtractorSpec(dataset="digits-16"), tiny_learngene(), tiny_base("fine")]
-    for item in (*needs, job):
-        run_job(item, str(tmp_path / "store"), LocalContext(tmp_path / item.id), checkpoint_every_steps=4)
-    record = Store(tmp_path / "store").read_record(job)
-    assert record["metrics"]["fid"] > 0 and "digits-16:pool" in record["protocol"]
-    assert "forgetting/source_fid" not in record["metrics"], "images of another size have no FID on the source"
-    assert record["metrics"]["params_total"] == count_parameters(DiT(job.model).config)
+    point = tiny_point(job)
+    assert point.forgetting is None, "images of another size have no FID on the source"
+    for item in (*needs, job, point.score):
+        compute(item, str(tmp_path / "store"), LocalContext(tmp_path / item.id))
+    result = point_result(point, Store(tmp_path / "store"))
+    assert result.metrics["fid"] > 0 and result.protocol.reference == "digits-16:pool"
+    assert "forgetting/source_fid" not in result.metrics
+    assert result.metrics["params_total"] == count_parameters(DiT(job.model).config)

@@ -1,5 +1,6 @@
 """How many trials run or wait at once, on this machine and on clusters that may grow."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +10,13 @@ import sweeps.execution.tune_stage
 from sweeps.execution.runner import RunnerSpec
 from sweeps.execution.tune_stage import FixedTasks, _GrowingLimiter, _trial, _TrialSetup, trials_at_once
 from tests.tiny import tiny_base
+from trainables.failures import Failure, FailureKind
+from trainables.specs.tasks import Task
 from trainables.worker import WorkerGroupFailed
 
 
 class Study:
-    def next_job(self):
+    def next_task(self):
         return None
 
     def is_exhausted(self):
@@ -70,10 +73,12 @@ def test_a_group_that_failed_as_often_as_it_may_is_not_tried_again(monkeypatch, 
     monkeypatch.setattr("ray.tune.integration.ray_train.TuneReportCallback", object)
     monkeypatch.setattr(sweeps.execution.tune_stage.tune, "report", said.append)
     setup = _TrialSetup(
-        job=tiny_base(), group_size=1, gpus_per_worker=0.0, store_location=str(tmp_path), checkpoint_every_steps=1
+        task=Task(job=tiny_base()), group_size=1, gpus_per_worker=0.0, store_location=str(tmp_path), checkpoint_every_steps=1
     )
     _trial({"setup": setup})
-    assert said == [{"failure": "RuntimeError: out of luck"}]
+    failure = Failure.from_json(said[0]["failure"])
+    assert (failure.kind, failure.reason) == (FailureKind.DIED, "RuntimeError: out of luck")
+    assert "Training failed due to worker errors" in Path(failure.log).read_text()
 
 
 def test_what_the_user_says_holds_everywhere(cluster):

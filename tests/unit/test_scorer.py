@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import click
 import pytest
@@ -21,21 +22,24 @@ from fine_core.sampling.sampler import SamplerSpec
 from fine_core.transfer.bank import load_bank
 from sweeps.command_line.options import grid_from, grid_options
 from sweeps.display.plan import estimated_left_s
-from sweeps.planning.costs import estimated_core_s, evaluation_macs, total_macs
-from sweeps.planning.plan import find_jobs, plan_grid, plan_jobs
+from sweeps.planning.costs import estimated_core_s, scoring_macs, total_macs
+from sweeps.planning.plan import find_jobs, plan_grid, plan_tasks
+from sweeps.results.points import point_result
 from sweeps.size_grid import main
 from tests.pictures import extractor_file, image_folder, vae_folder
-from tests.tiny import random_dit, randomize, tiny_base, tiny_transfer
-from trainables.jobs import run as jobs
-from trainables.jobs import transfer
+from tests.tiny import TINY_EVALUATION, compute, random_dit, randomize, tiny_base, tiny_point, tiny_score, tiny_transfer
+from trainables.jobs import score as score_module
 from trainables.jobs.inputs import file_spec, publish_file, publish_source, publish_vae, source_spec, vae_spec
-from trainables.jobs.run import run_job
+from trainables.jobs.run import run_task
 from trainables.jobs.scorer import load_scorer
 from trainables.specs.base import TrainingSpec
 from trainables.specs.models import BaseModelSpec, GivenSpec, ScratchSpec
 from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
+from trainables.specs.scores import null_label
+from trainables.specs.tasks import Task
 from trainables.specs.transfers import BankSpec
-from trainables.storage.files import BANK_FILE, DELTA_FILE, MODEL_FILE, REFERENCE_FILE
+from trainables.storage.files import BANK_FILE, MODEL_FILE, REFERENCE_FILE
+from trainables.storage.record import Record
 from trainables.storage.store import Store
 from trainables.training.context import LocalContext
 
@@ -52,9 +56,8 @@ def place(tmp_path_factory):
     return root
 
 
-def run(job, store: Store) -> dict:
-    run_job(job, store.location, LocalContext(f"{store.root}/contexts/{job.id}"), checkpoint_every_steps=4)
-    return store.read_record(job)
+def run(job, store: Store) -> Record:
+    return compute(job, store, LocalContext(f"{store.root}/contexts/{job.id}"))
 
 
 def extractor_of(place, dataset: str, **fields) -> GivenExtractorSpec:
@@ -67,11 +70,11 @@ def images(place, size: int = 8) -> str:
     return resolve(f"imagefolder:{place}/images", image_size=size, flips=True)
 
 
-def trial_on(dataset: str, extractor: ExtractorSpec, *, channels: int, size: int, **changes) -> BaseModelSpec:
+def trial_on(dataset: str, *, channels: int, size: int, **changes) -> BaseModelSpec:
     shape = ModelSize(depth=1, width=16, num_heads=2)
     config = DiTConfig(size=shape, input_size=size, patch_size=2, in_channels=channels, num_classes=3, learn_sigma=False)
-    spec = {"initialization": ScratchSpec(), "model": config, "dataset": dataset, "extractor": extractor, "seed": 0}
-    spec |= {"training": TrainingSpec(steps=4, batch_size=8), "evaluation": tiny_base().evaluation}
+    spec = {"initialization": ScratchSpec(), "model": config, "dataset": dataset, "seed": 0}
+    spec |= {"training": TrainingSpec(steps=4, batch_size=8)}
     return BaseModelSpec(**{**spec, **changes})
 
 
@@ -82,12 +85,13 @@ def test_images_by_path_are_learned_and_scored_by_an_extractor_by_path(place, tm
     run(extractor, store)
     reference = Reference.load(store.fetch(extractor, REFERENCE_FILE))
     assert reference.pooled.num_samples == 24 and reference.features.shape == (24, 6)
-    record = run(trial_on(name, extractor, channels=3, size=8), store)
-    metrics = record["metrics"]
+    base = trial_on(name, channels=3, size=8)
+    run(base, store)
+    record = run(tiny_score(base, extractor=extractor), store)
+    metrics = record.metrics
     assert {"fid", "kid", "precision", "recall"} <= set(metrics) and not {"sfid", "inception_score"} & set(metrics)
-    assert record["protocol"].startswith("means.pt@") and record["protocol"].endswith(
-        f"reference {name.replace(',flips', '')}:pool"
-    )
+    assert record.protocol.extractor.startswith("means.pt@")
+    assert str(record.protocol).endswith(f"reference {name.replace(',flips', '')}:pool")
 
 
 def test_a_reference_file_takes_the_place_of_the_images(place, tmp_path):
@@ -131,8 +135,9 @@ def test_what_models_of_latents_draw_is_decoded_and_compared_with_the_images(pla
     with torch.no_grad():
         expected = (127.5 * their.decode(drawn / 0.5).sample + 128).clamp(0, 255).to(torch.uint8)
     assert torch.equal(scorer.to_images(drawn), expected) and torch.equal(decode(their, drawn, scale=0.5), expected)
-    base = trial_on(latents, extractor, channels=4, size=8)
-    assert run(base, store)["metrics"]["fid"] > 0
+    base = trial_on(latents, channels=4, size=8)
+    run(base, store)
+    assert run(tiny_score(base, extractor=extractor), store).metrics["fid"] > 0
     bank = BankSpec(base=base, num_images=10, sampler=SamplerSpec(sampling_steps=2), batch_size=8)
     run(bank, store)
     kept, _ = load_bank(store.fetch(bank, BANK_FILE), null_label=3)
@@ -164,61 +169,72 @@ def test_a_given_model_is_a_base_as_it_is(tmp_path):
         tiny_base(), initialization=GivenSpec(source=source), model=source.model, training=TrainingSpec(steps=0, batch_size=16)
     )
     record = run(job, store)
-    assert record["metrics"]["train_steps"] == 0 and record["history"] == []
+    assert record.metrics["train_steps"] == 0 and record.history == []
     stored = load_file(store.fetch(job, MODEL_FILE))
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
 
 
 def test_another_protocol_scores_again_and_trains_nothing(tmp_path, monkeypatch):
     store = Store(tmp_path / "store")
-    first = tiny_transfer("diff-tuning")
-    other = replace(tiny_base().evaluation, num_samples=30, sampler=SamplerSpec(sampling_steps=3))
-    base = replace(first.base, evaluation=other)
-    second = replace(first, base=base, bank=replace(first.bank, base=base), evaluation=other)
-    assert second.id != first.id and second.made_id == first.made_id
+    point = tiny_point(tiny_transfer("diff-tuning"))
+    transferred, learngene = point.model, point.model.base.initialization.learngene
     for dataset in ("digits", "digits-inverted"):
         run(ExtractorSpec(dataset=dataset), store)
-    learngene = first.base.initialization.learngene
-    for job in (learngene, first.base, first.bank, first):
+    for job in (learngene, transferred.base, transferred.bank, transferred, *point.all_scores):
         run(job, store)
-    plan = plan_jobs([base], [second])
-    found = find_jobs(plan, store)
-    assert found.made == {base.id, second.bank.id, second.id} and len(found.finished) == len(plan.jobs) - 3
-    assert estimated_left_s(plan, found) < 0.5 * sum(map(estimated_core_s, (base, second.bank, second)))
-    assert sum(total_macs(job, made=True) for job in (base, second.bank, second)) == sum(map(evaluation_macs, (base, second)))
-    forbidden = lambda *a, **k: pytest.fail("trained or drawn again")  # noqa: E731
-    monkeypatch.setattr(jobs, "train", forbidden)
-    monkeypatch.setattr(transfer, "train", forbidden)
-    monkeypatch.setattr("trainables.jobs.bank.draw_batch", forbidden)
-    for job in (second.base, second.bank, second):
-        run(job, store)
-    for one, two, name in ((first.base, base, MODEL_FILE), (first.bank, second.bank, BANK_FILE)):
-        assert store.fetch(one, name).read_bytes() == store.fetch(two, name).read_bytes()
-    before, after = load_file(store.fetch(first, DELTA_FILE)), load_file(store.fetch(second, DELTA_FILE))
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    old, new = store.read_record(first), store.read_record(second)
-    assert old["history"] == new["history"] and old["protocol"] != new["protocol"]
-    same = ("train_s", "params_trainable", "train_steps", "forgetting/distance", "forgetting/tuned_distance")
-    assert all(old["metrics"][name] == new["metrics"][name] for name in same)
-    assert (
-        store.read_record(base)["metrics"]["params_trainable"] == store.read_record(first.base)["metrics"]["params_trainable"]
+    finer = replace(TINY_EVALUATION, num_samples=30, sampler=SamplerSpec(sampling_steps=3))
+    again = replace(
+        point,
+        score=replace(point.score, evaluation=finer),
+        forgetting=replace(point.forgetting, evaluation=null_label(finer)),
+        forgetting_before=replace(point.forgetting_before, evaluation=null_label(finer)),
     )
+    plan = plan_tasks([again.task], before=[again.forgetting_before])
+    found = find_jobs(plan, store)
+    assert {found.state(task) for task in (*plan.base, *plan.transfer)} == {"to score"}
+    missing = [job for job in plan.jobs if job.id not in found.finished]
+    assert set(missing) == set(again.all_scores), "the models are there"
+    assert estimated_left_s(plan, found) == sum(map(estimated_core_s, again.all_scores))
+    assert sum(map(total_macs, missing)) == scoring_macs(plan.jobs) > 0
+    stored = {path: path.read_bytes() for path in Path(store.root).rglob("*") if path.suffix in (".safetensors", ".parquet")}
+    forbidden = lambda *a, **k: pytest.fail("trained or drawn again")  # noqa: E731
+    for name in ("base.train", "transfer.train", "bank.draw_batch", "learngene.train"):
+        monkeypatch.setattr(f"trainables.jobs.{name}", forbidden)
+    for task in plan.tasks:
+        run_task(task, store.location, LocalContext(tmp_path / "context"), checkpoint_every_steps=4)
+    kept = {path: path.read_bytes() for path in Path(store.root).rglob("*") if path.suffix in (".safetensors", ".parquet")}
+    assert kept == stored, "no weights are stored twice, and none are touched"
+    old, new = point_result(point, store), point_result(again, store)
+    assert old.model_record == new.model_record and old.protocol != new.protocol
 
 
-def test_what_was_made_for_another_training_is_not_taken(tmp_path):
-    store = Store(tmp_path)
-    trial = tiny_base("scratch")
-    run(trial.extractor, store)
-    run(trial, store)
-    assert store.twin(replace(trial, seed=1)) is None and store.twin(tiny_base("scratch", steps=9)) is None
-    again = replace(trial, evaluation=replace(trial.evaluation, num_samples=30))
-    assert store.twin(again).folder == trial.folder
-    kept = (tmp_path / trial.folder / MODEL_FILE).rename(tmp_path / "kept")
-    assert store.twin(again) is None, "its weights were deleted to make room"
-    kept.rename(tmp_path / trial.folder / MODEL_FILE)
-    assert store.twin(again) is not None
-    (tmp_path / trial.folder / "record.json").unlink()
-    assert store.twin(again) is None, "its files are no longer complete"
+def test_a_worker_that_has_made_a_model_scores_it_without_loading_it(tmp_path, monkeypatch):
+    store, base = Store(tmp_path), tiny_base("scratch")
+    run(ExtractorSpec(dataset="digits"), store)
+    task = Task(job=base, scores=(tiny_score(base), tiny_score(base, evaluation=null_label(TINY_EVALUATION))))
+    loaded: list[str] = []
+    load = score_module.load_served
+    monkeypatch.setattr(score_module, "load_served", lambda job, store: loaded.append(job.id) or load(job, store))
+    run_task(task, store.location, LocalContext(tmp_path / "context"), checkpoint_every_steps=4)
+    assert loaded == []
+    in_memory = store.record(task.scores[0])
+    store.discard(task.scores[0])
+    run_task(task, store.location, LocalContext(tmp_path / "context"), checkpoint_every_steps=4)
+    assert loaded == [base.id] and store.record(task.scores[0]).metrics["fid"] == in_memory.metrics["fid"]
+
+
+def test_an_extractor_is_loaded_once_per_process_and_again_when_its_bytes_change(tmp_path, monkeypatch):
+    store, job = Store(tmp_path), ExtractorSpec(dataset="digits")
+    run(job, store)
+    first = load_scorer(job, store, CPU)
+    assert load_scorer(job, store, CPU) is first
+    other = replace(job, seed=1)
+    run(other, store)
+    folder = tmp_path / "other-bytes"
+    shutil.copytree(tmp_path / other.folder, folder, ignore=shutil.ignore_patterns("record*"))
+    store.publish(job, folder, store.record(job))
+    again = load_scorer(job, store, CPU)
+    assert again is not first and again.extractor_name != first.extractor_name
 
 
 def invoke(*arguments: str):
@@ -254,7 +270,7 @@ def invoke(*arguments: str):
             "needs a target",
         ),
         (["--image-size", "16"], "--image-size is of images by path"),
-        (["--methods", "given,fine"], "method 'given' is the model of --source; name one"),
+        (["--methods", "given,fine"], "initialization 'given' is the model of --source; name one"),
     ],
 )
 def test_bad_input_is_one_line(place, latents, tmp_path, arguments, message):
@@ -319,9 +335,10 @@ def test_code_is_known_by_the_weights_that_it_leads_to(place, tmp_path):
 
 def test_the_ladder_of_scores_changes_nothing_that_is_made():
     plans = [preset_plan("--eval", level) for level in ("quick", "standard", "paper")]
-    made = [[job.made_id for stage in ("source", "base", "bank", "transfer") for job in getattr(plan, stage)] for plan in plans]
-    assert len(made[0]) > 20 and sorted(made[0]) == sorted(made[1]) == sorted(made[2])
-    assert len({job.id for plan in plans for job in plan.transfer}) == 3 * len(plans[0].transfer)
+    made = [sorted(job.id for job in plan.jobs if job.kind != "score") for plan in plans]
+    assert len(made[0]) > 20 and made[0] == made[1] == made[2]
+    scores = [{point.score.id for point in plan.points} for plan in plans]
+    assert len(set.union(*scores)) == 3 * len(scores[0])
 
 
 def preset_plan(*arguments: str):

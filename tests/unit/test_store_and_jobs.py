@@ -9,11 +9,11 @@ from PIL import Image
 from fine_core.checkpoints.native import load_model
 from fine_core.files import file_bytes, sha256_of
 from fine_core.initializers.fine.learngene import Learngene
-from tests.tiny import tiny_base, tiny_learngene
+from tests.tiny import compute, tiny_base, tiny_learngene, tiny_score
 from trainables.jobs import run as jobs
-from trainables.jobs.run import run_job
 from trainables.specs.scorers import ExtractorSpec
 from trainables.storage.files import EXTRACTOR_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
+from trainables.storage.record import Record
 from trainables.storage.store import Store, StoreError
 from trainables.training.context import LocalContext
 
@@ -22,28 +22,32 @@ from trainables.training.context import LocalContext
 def store(tmp_path_factory) -> Store:
     """A store with every artifact and two trials."""
     root = tmp_path_factory.mktemp("store")
-    for job in (ExtractorSpec(dataset="digits"), tiny_learngene(), tiny_base("fine"), tiny_base("scratch")):
-        run_job(job, str(root), LocalContext(root / "scratch-pad" / job.id), checkpoint_every_steps=4)
+    models = (tiny_base("fine"), tiny_base("scratch"))
+    for job in (ExtractorSpec(dataset="digits"), tiny_learngene(), *models, *map(tiny_score, models)):
+        compute(job, str(root), LocalContext(root / "scratch-pad" / job.id))
     return Store(root)
 
 
-def test_a_trial_leaves_model_samples_and_a_whole_record(store):
-    trial = tiny_base("fine")
-    record = store.read_record(trial)
-    model = load_model(store.fetch(trial, MODEL_FILE), expect=trial.model)
-    assert record["metrics"]["params_total"] == sum(p.numel() for p in model.parameters())
-    assert record["metrics"]["serve_bytes"] == file_bytes(store.fetch(trial, MODEL_FILE))
-    assert record["metrics"]["initialize_bytes"] == file_bytes(store.fetch(tiny_learngene(), LEARNGENE_FILE))
-    assert Image.open(store.fetch(trial, SAMPLES_FILE)).size[0] > 64
-    assert record["id"] == trial.id and record["spec"]["seed"] == 0
-    assert {"fid", "kid", "train_s", "eval_s", "macs", "peak_memory_bytes"} <= set(record["metrics"])
-    assert 50e6 < record["metrics"]["peak_memory_bytes"] < 20e9
-    assert record["provenance"]["torch"] and "20 samples" in record["protocol"]
-    assert record["history"][-1]["step"] == 8
+def test_a_base_model_and_its_score_leave_their_files_and_whole_records(store):
+    base = tiny_base("fine")
+    record, score = store.record(base), store.record(tiny_score(base))
+    model = load_model(store.fetch(base, MODEL_FILE), expect=base.model)
+    assert record.metrics["params_total"] == sum(p.numel() for p in model.parameters())
+    assert record.metrics["serve_bytes"] == file_bytes(store.fetch(base, MODEL_FILE))
+    assert record.metrics["initialize_bytes"] == file_bytes(store.fetch(tiny_learngene(), LEARNGENE_FILE))
+    assert Image.open(store.fetch(tiny_score(base), SAMPLES_FILE)).size[0] > 64
+    assert record.id == base.id and record.spec["seed"] == 0 and set(record.files) == {MODEL_FILE}
+    assert {"fid", "kid", "eval_s"} <= set(score.metrics) and {"train_s", "macs", "peak_memory_bytes"} <= set(record.metrics)
+    assert 50e6 < record.metrics["peak_memory_bytes"] < 20e9
+    assert record.provenance["torch"] and score.protocol.num_samples == 20 and "20 samples" in str(score.protocol)
+    assert record.history[-1]["step"] == 8 and record.protocol is None
+    assert record.made_from == {tiny_learngene().folder: store.record(tiny_learngene()).hashes}
+    assert set(score.made_from) == {base.folder, ExtractorSpec(dataset="digits").folder}
+    assert Record.from_json(json.loads(json.dumps(record.to_json()))) == record
 
 
 def test_a_trial_from_scratch_needs_no_bytes_to_initialize(store):
-    assert store.read_record(tiny_base("scratch"))["metrics"]["initialize_bytes"] == 0
+    assert store.record(tiny_base("scratch")).metrics["initialize_bytes"] == 0
 
 
 def test_the_stored_learngene_assembles(store):
@@ -52,21 +56,21 @@ def test_the_stored_learngene_assembles(store):
 
 
 def test_the_extractor_is_accurate(store):
-    assert store.read_record(ExtractorSpec(dataset="digits"))["metrics"]["held_out_accuracy"] >= 0.97
+    assert store.record(ExtractorSpec(dataset="digits")).metrics["held_out_accuracy"] >= 0.97
 
 
 def test_a_finished_job_is_not_computed_again(store, monkeypatch, tmp_path):
-    monkeypatch.setattr(jobs, "_run_trial", lambda *a: pytest.fail("computed again"))
-    run_job(tiny_base("fine"), store.location, LocalContext(tmp_path), checkpoint_every_steps=4)
+    monkeypatch.setitem(jobs.RUN, "base", lambda *a: pytest.fail("computed again"))
+    compute(tiny_base("fine"), store, LocalContext(tmp_path))
 
 
 def test_same_trial_in_another_store_gives_the_same_model_and_score(store, tmp_path):
-    for job in (ExtractorSpec(dataset="digits"), tiny_base("scratch")):
-        run_job(job, str(tmp_path / "other"), LocalContext(tmp_path / job.id), checkpoint_every_steps=3)
     other, trial = Store(tmp_path / "other"), tiny_base("scratch")
+    for job in (ExtractorSpec(dataset="digits"), trial, tiny_score(trial)):
+        compute(job, other, LocalContext(tmp_path / job.id), every=3)
     assert sha256_of(other.fetch(trial, MODEL_FILE)) == sha256_of(store.fetch(trial, MODEL_FILE))
     for score in ("fid", "kid"):
-        assert other.read_record(trial)["metrics"][score] == store.read_record(trial)["metrics"][score]
+        assert other.record(tiny_score(trial)).metrics[score] == store.record(tiny_score(trial)).metrics[score]
 
 
 def test_a_damaged_artifact_is_found_by_its_hash(store, tmp_path):

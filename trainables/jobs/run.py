@@ -48,7 +48,7 @@ def run_task(task: Task, store_location: str, run: RunContext, *, checkpoint_eve
 
 def run_job(job: JobSpec, store: Store, run: RunContext, *, checkpoint_every_steps: int, served: DiT | None = None) -> Result:
     """Compute one job and publish its record. `served`: the model to score, where it is in memory already."""
-    if run.agreed(store.read_record(job) is not None):
+    if run.agreed(run.rank == 0 and store.is_finished(job)):
         return Result()
     started, memory = time.perf_counter(), PeakMemory(run.device)
     made_from = store.hashes_of(job.needs) if run.rank == 0 else {}  # before it is read: a later change is a mismatch

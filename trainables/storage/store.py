@@ -143,6 +143,10 @@ class Store:
         """The file hashes of finished jobs by folder: what a job that is made from them is bound to."""
         return {job.folder: self.record(job).hashes for job in jobs}
 
+    def is_finished(self, job: JobSpec) -> bool:
+        """Whether a job has a record, and was made from the artifacts that are there now."""
+        return self.read_record(job) is not None and self.is_bound(job)
+
     def is_bound(self, job: JobSpec) -> bool:
         """Whether the artifacts that a finished job was made from are still the same bytes, as far as they are there."""
         record = self.record(job)
