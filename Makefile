@@ -7,8 +7,7 @@ VENV := .venv
 size-grid: $(VENV)/.installed
 	$(VENV)/bin/python sweeps/size_grid.py
 
-test: $(VENV)/.installed-test
-	$(VENV)/bin/ruff check .
+test: lint
 	$(VENV)/bin/pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 test-fast: $(VENV)/.installed-test
@@ -16,6 +15,7 @@ test-fast: $(VENV)/.installed-test
 
 lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

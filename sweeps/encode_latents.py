@@ -29,15 +29,21 @@ from trainables.storage.store import Store
 )
 @click.option("--vae", required=True, help="Folder of a diffusers AutoencoderKL.")
 @click.option("--data", required=True, help="Images: imagefolder:PATH or parquet:PATH.")
-@click.option("--out", required=True, help="Folder or URI to write.")
+@click.option("--out", required=True, help="Folder or URI for the encoded shards.")
 @click.option(
-    "--image-size", type=click.IntRange(min=1), default=256, show_default=True, help="Side that images are cropped to."
+    "--image-size",
+    type=click.IntRange(min=1),
+    default=256,
+    show_default=True,
+    help="Side in pixels to which images are cropped.",
 )
-@click.option("--flip/--no-flip", default=True, show_default=True, help="Encode the mirror images too.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images encoded at once.")
-@click.option("--shard-images", type=click.IntRange(min=1), default=1024, show_default=True, help="Images of a file.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: as many as the cluster holds]")
-@click.option("--gpus-per-worker", type=click.FloatRange(min=0), default=0.0, show_default=True, help="May be a fraction.")
+@click.option("--flip/--no-flip", default=True, show_default=True, help="Encoding of the mirror images too.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images encoded in one pass.")
+@click.option("--shard-images", type=click.IntRange(min=1), default=1024, show_default=True, help="Images per file.")
+@click.option("--workers", type=click.IntRange(min=1), help="Worker processes.  [default: as many as fit on the cluster]")
+@click.option(
+    "--gpus-per-worker", type=click.FloatRange(min=0), default=0.0, show_default=True, help="GPUs per worker, also a fraction."
+)
 def main(**options) -> None:
     """Encode every image, and its mirror image, to the mean and deviation of its latents, on Ray workers.
 

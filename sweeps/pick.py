@@ -29,15 +29,15 @@ SAMPLES_FILE = "samples.npz"
 
 
 @click.command(cls=OneLineErrors, epilog="Example: python sweeps/pick.py --max-serve-bytes 1MB --dataset digits --out small")
-@click.option("--max-serve-bytes", callback=byte_count, help="Largest file of the dense model, such as 30MB.")
+@click.option("--max-serve-bytes", callback=byte_count, help="Largest size of the dense model's file, such as 30MB.")
 @click.option("--max-params", type=int, help="Largest number of parameters.")
-@click.option("--max-gmacs", type=float, help="Most multiply-accumulates of a forward pass, in 10^9.")
-@click.option("--dataset", help="Scored on which dataset.  [default: the only one that there is]")
-@click.option("--protocol", default="", help="Part of the protocol of the scores, where there are several.")
+@click.option("--max-gmacs", type=float, help="Largest number of multiply-accumulates of a forward pass, in 10^9.")
+@click.option("--dataset", help="Dataset of the scores.  [default: the only one that has scores]")
+@click.option("--protocol", default="", help="Part of the protocol's text; needed if there are scores of several protocols.")
 @click.option("--out", type=Path, default=Path("picked"), show_default=True, help="Folder to write.")
-@click.option("--num-samples", type=click.IntRange(min=0), default=0, help="Images to draw, as an ADM .npz.")
+@click.option("--num-samples", type=click.IntRange(min=0), default=0, help="Images to draw into an ADM .npz.")
 @click.option("--name", default="fine-sweeps", show_default=True, help="Name in MLflow's model registry.")
-@click.option("--storage-path", help=f"Results of the sweeps.  [default: {DEFAULT_DATA_FOLDER}]")
+@click.option("--storage-path", help=f"Folder or URI of the results.  [default: {DEFAULT_DATA_FOLDER}]")
 @click.option("--tracking-uri", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else SQLite in the storage path]")
 def main(**options) -> None:
     """Pick the point with the lowest FID that keeps to the limits, over all sweeps in a storage path.

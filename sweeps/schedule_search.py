@@ -1,4 +1,4 @@
-"""Schedule search: Optuna looks for the retention schedule and its companions that give a transfer the best FID."""
+"""Schedule search: Optuna searches the retention schedule and other settings of a transfer for the best FID."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.console import Console
 from fine_core.retention import RetentionSchedule
 from fine_core.sampling.sampler import SAMPLERS as IMAGE_SAMPLERS
 from sweeps.command_line.options import grid_from, grid_options, runner_from
-from sweeps.command_line.parsing import OneLineErrors, byte_count, names
+from sweeps.command_line.parsing import OneLineErrors, RenamedOption, byte_count, names
 from sweeps.command_line.session import Request, run_sweep
 from sweeps.planning.plan import Found
 from sweeps.search.planning import SearchPlan, SearchSpec, plan_search
@@ -26,16 +26,16 @@ from trainables.methods import TRANSFER_METHODS, transfer_method
 if TYPE_CHECKING:
     from sweeps.execution.sweep import Surroundings, Sweep
 
-ONE_EACH = ("transfer", "schedules", "seeds")  # options of a grid that name several; a search has one of each
+ONE_EACH = ("transfer", "schedules", "seeds")  # grid options that take several values; a search takes one of each
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRequest(Request):
-    """A planned search. `study_storage`: an Optuna storage URL, or None for SQLite beside the results."""
+    """A planned search. `study_storage` is an Optuna storage URL, or None for SQLite beside the results."""
 
     plan: SearchPlan
     study_storage: str | None
-    grid_options: tuple[str, ...]  # of the command line, as size_grid.py takes them
+    grid_options: tuple[str, ...]  # given on the command line, as size_grid.py takes them
 
     def show(self, console: Console, found: Found, slots: int | None) -> None:
         show_search(console, self.plan, found, slots=slots)
@@ -60,44 +60,72 @@ class SearchRequest(Request):
     cls=OneLineErrors, epilog="Example: python sweeps/schedule_search.py --size all --trials 40 --storage-path ~/runs"
 )
 @click.option(
-    "--method", default="diff-tuning", show_default=True, help=f"Transfer method to search: {', '.join(TRANSFER_METHODS)}."
+    "--transfer",
+    "method",
+    cls=RenamedOption,
+    old_names=("--method",),
+    default="diff-tuning",
+    show_default=True,
+    help=f"Transfer method whose settings are searched: {', '.join(TRANSFER_METHODS)}.",
 )
-@click.option("--size", "sizes", callback=names, help="Sizes of the grid, such as L4-D64, or all.  [default: the largest]")
-@click.option("--objectives", callback=names, default="fid", show_default=True, help=f"Minimized: {', '.join(OBJECTIVES)}.")
-@click.option("--trials", "num_trials", type=int, default=24, show_default=True, help="Trials of each study.")
+@click.option("--size", "sizes", callback=names, help="Sizes to search, such as L4-D64, or all.  [default: the largest]")
 @click.option(
-    "--sampler", "study_sampler", type=click.Choice(SAMPLERS), default="auto", show_default=True, help="Who proposes points."
+    "--objectives", callback=names, default="fid", show_default=True, help=f"Objectives to minimize: {', '.join(OBJECTIVES)}."
 )
-@click.option("--image-sampler", "sampler", type=click.Choice(IMAGE_SAMPLERS), help="How images are drawn.")
-@click.option("--study-seed", type=int, default=0, show_default=True, help="Seed of the sampler.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of every training.")
-@click.option("--parameters", "searched", callback=names, help=f"Searched: {', '.join(PARAMETERS)}.  [default: all]")
+@click.option("--trials", "num_trials", type=int, default=24, show_default=True, help="Trials per study.")
 @click.option(
-    "--enqueue", "known_points", multiple=True, help="A point to try, after the papers' defaults: schedule=power:0.5,lr=1e-3."
+    "--study-sampler",
+    cls=RenamedOption,
+    old_names=("--sampler",),
+    type=click.Choice(SAMPLERS),
+    default="auto",
+    show_default=True,
+    help="Study sampler: Optuna's algorithm that proposes points.",
+)
+@click.option("--image-sampler", "sampler", type=click.Choice(IMAGE_SAMPLERS), help="Image sampler of the scores.")
+@click.option("--study-seed", type=int, default=0, show_default=True, help="Seed of the study sampler.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all training.")
+@click.option(
+    "--parameters", "searched", callback=names, help=f"Parameters to search: {', '.join(PARAMETERS)}.  [default: all]"
+)
+@click.option(
+    "--enqueue",
+    "known_points",
+    multiple=True,
+    help="Point to try right after the papers' defaults, such as schedule=power:0.5,lr=1e-3.",
 )
 @click.option("--max-params", type=int, help="Largest number of parameters of a served model.")
-@click.option("--max-serve-bytes", callback=byte_count, help="Most bytes that a point may store, such as 30MB.")
+@click.option("--max-serve-bytes", callback=byte_count, help="Largest number of stored bytes of a point, such as 30MB.")
 @click.option(
-    "--early-stopping/--no-early-stopping", default=True, show_default=True, help="Successive halving, for one objective."
+    "--early-stopping/--no-early-stopping",
+    default=True,
+    show_default=True,
+    help="Successive halving; for a single objective only.",
 )
-@click.option("--reduction-factor", type=int, default=3, show_default=True, help="One in so many goes on at a rung.")
-@click.option("--proxy-samples", type=int, default=250, show_default=True, help="Images drawn for the score at a rung.")
-@click.option("--study", help="Name of the studies in their storage.  [default: made from the space and the task]")
-@click.option("--study-storage", help="Optuna storage URL.  [default: SQLite in the storage path]")
-@click.option("--schedule", default="linear", show_default=True, help="The default schedule, tried first.")
+@click.option("--reduction-factor", type=int, default=3, show_default=True, help="Reduction factor of successive halving.")
+@click.option(
+    "--proxy-samples",
+    type=int,
+    default=250,
+    show_default=True,
+    help="Images drawn for a score at a rung of successive halving.",
+)
+@click.option("--study", help="Name of the studies in their storage.  [default: derived from the search space and the task]")
+@click.option("--study-storage", help="URL of the Optuna storage.  [default: SQLite in the storage path]")
+@click.option("--schedule", default="linear", show_default=True, help="Default schedule, which is tried first.")
 @grid_options(without=(*ONE_EACH, "sampler"))
 def main(**options) -> None:
-    """Search the retention schedule and its companions for one transfer method, at one size or at all sizes of a grid.
+    """Search the retention schedule and other settings of one transfer method, at one size or at all sizes of a grid.
 
-    Takes the options of size_grid.py, whose values are the defaults that are tried first. The same command again goes on
-    with the same studies; a larger --trials adds to them. Ends in a file for `size_grid.py --schedules @best.json`.
+    Takes the options of size_grid.py too; their values are the defaults, which are tried first. The same command again
+    continues the same studies; a larger --trials adds to them. Writes a file for `size_grid.py --schedules @best.json`.
     """
     run_sweep("schedule-search", options, _request)
 
 
 def _request(options: dict[str, Any]) -> SearchRequest:
     options |= {"transfer": (options["method"],), "schedules": (options["schedule"],), "seeds": (options["seed"],)}
-    RetentionSchedule.parse(options["schedule"])  # a name, not a file of found settings
+    RetentionSchedule.parse(options["schedule"])  # a schedule; @FILE is refused
     grid = grid_from(options)
     transfer_method(options["method"])
     if grid.transfer is None:
@@ -123,10 +151,10 @@ def _request(options: dict[str, Any]) -> SearchRequest:
 
 
 def _given_grid_options() -> tuple[str, ...]:
-    """What the user gave of the options that a grid has too: a grid that uses the result needs it as well."""
+    """Given options that size_grid.py has too. A grid that uses the result needs the same ones."""
     context, given = click.get_current_context(), []
     for parameter in size_grid.params:
-        alike = parameter.name not in (*ONE_EACH, "dry_run", "clean", "yes")  # which compute nothing
+        alike = parameter.name not in (*ONE_EACH, "dry_run", "clean", "yes")  # the last three compute nothing
         if alike and context.get_parameter_source(parameter.name) == ParameterSource.COMMANDLINE:
             value = context.params[parameter.name]
             if parameter.is_flag:

@@ -1,4 +1,4 @@
-"""Size grid: every method at every depth and width, taken to a target domain, ending in size-versus-FID fronts."""
+"""Size grid: every initialization at every depth and width, transferred to a target domain; size-versus-FID fronts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from sweeps.planning.plan import plan_grid
     cls=OneLineErrors, epilog="Example: python sweeps/size_grid.py --depths 2,4 --widths 32 --seeds 0,1,2 --storage-path ~/runs"
 )
 @grid_options()
-@click.option("--clean", is_flag=True, help="List what no front of this grid needs, and delete it if you agree.")
-@click.option("--yes", is_flag=True, help="--clean: delete without asking.")
+@click.option(
+    "--clean", is_flag=True, help="List files that no front of this grid needs, and delete them after a confirmation."
+)
+@click.option("--yes", is_flag=True, help="--clean: delete without a confirmation.")
 def main(**options) -> None:
-    """Train every method at every depth x width, take the models to a target domain, and report size-versus-FID fronts.
+    """Train every initialization at every depth x width, transfer the models to a target domain, report size-versus-FID fronts.
 
-    The same command again computes only what is missing. Without options it runs a demo on embedded data.
+    The same command again computes only what is missing. Without options it runs a demo on built-in data.
     """
     run_sweep("size-grid", options, _request)
 

@@ -1,4 +1,4 @@
-"""The options that sweeps share, and what they describe: a grid, a runner, an open store and tracking."""
+"""The options that sweeps share, and the grid and runner that they describe."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.initializers.fine.learngene import SIGMA_INITS, WIDTH_MODES
 from fine_core.sampling.sampler import SAMPLERS, SamplerSpec
 from sweeps.command_line.inputs import DEFAULT_IMAGE_SIZE, Brought, brought_by, dataset_named
-from sweeps.command_line.parsing import byte_count, integers, names
+from sweeps.command_line.parsing import RenamedOption, byte_count, integers, names
 from sweeps.command_line.presets import DEFAULT_TARGETS, EVALUATIONS, PRESETS
 from sweeps.command_line.session import DEFAULT_DATA_FOLDER
 from sweeps.execution.runner import RUNNERS, RunnerSpec
@@ -37,7 +37,7 @@ def _preset_defaults(context: click.Context, parameter: click.Parameter, value: 
 
 
 def _evaluation_defaults(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """Options that are given are processed before the defaults of the others: these become the ladder's."""
+    """Set the defaults of the four scoring options. Click processes given options first, so the defaults come in time."""
     if value is not None:
         context.default_map = {**context.default_map, **vars(EVALUATIONS[value])}
     return value
@@ -51,88 +51,118 @@ _OPTIONS = [
         is_eager=True,
         callback=_preset_defaults,
         show_default=True,
-        help="Defaults of all options below.",
+        help="Named set of defaults for the options below.",
     ),
-    click.option("--depths", callback=integers, help="Numbers of blocks, such as 2,4,6."),
-    click.option("--widths", callback=integers, help="Numbers of channels, multiples of --head-dim."),
-    click.option("--head-dim", type=int, help="Channels of one attention head, the same at all widths."),
+    click.option("--depths", callback=integers, help="Depths of the grid: numbers of blocks, such as 2,4,6."),
+    click.option("--widths", callback=integers, help="Widths of the grid: numbers of channels, multiples of --head-dim."),
+    click.option("--head-dim", type=int, help="Channels of one attention head, the same at every width."),
     click.option(
-        "--methods",
+        "--initializations",
+        "methods",
+        cls=RenamedOption,
+        old_names=("--methods",),
         callback=names,
         help=f"Initializations to compare: {', '.join(INITIALIZATIONS)}.  [default: fine,scratch; with --source given too]",
     ),
-    click.option("--dataset", help=f"Images to learn: imagefolder:PATH, parquet:PATH, or {', '.join(DATASETS)}."),
+    click.option("--dataset", help=f"Training images: imagefolder:PATH, parquet:PATH, or {', '.join(DATASETS)}."),
     click.option(
         "--image-size",
         type=int,
-        help=f"Side that images by path are cropped to.  [default: --source's, or {DEFAULT_IMAGE_SIZE}]",
+        help=f"Side in pixels to which images by path are cropped.  [default: that of --source, or {DEFAULT_IMAGE_SIZE}]",
     ),
-    click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror half of the images by path."),
-    click.option("--seeds", callback=integers, help="Every point is repeated for each seed."),
-    click.option("--patch-size", type=int, help="Pixels of a patch's side."),
-    click.option("--steps", type=int, help="Training steps of every base model, sigma steps included."),
-    click.option("--batch-size", type=int, help="Images of a training step, over all workers."),
+    click.option("--flip/--no-flip", default=True, show_default=True, help="Random mirroring of half of the images by path."),
+    click.option("--seeds", callback=integers, help="Seeds for which every point is repeated, such as 0,1,2."),
+    click.option("--patch-size", type=int, help="Side of a patch in pixels."),
+    click.option("--steps", type=int, help="Training steps of every base model, including the sigma steps."),
+    click.option("--batch-size", type=int, help="Images in a training step, summed over all workers."),
     click.option("--lr", type=float, help="Learning rate of AdamW."),
-    click.option("--grad-clip", type=float, help="Largest norm of the gradient.  [default: no clipping]"),
-    click.option("--ema-decay", type=float, help="Decay of the averaged weights, which are scored and saved."),
-    click.option("--sigma-init", type=click.Choice(SIGMA_INITS), help="FINE: first values of sigma."),
-    click.option("--sigma-steps", type=int, help="FINE: steps that train sigma alone (0: none)."),
+    click.option("--grad-clip", type=float, help="Gradient norm above which gradients are clipped.  [default: no clipping]"),
+    click.option("--ema-decay", type=float, help="Decay of the EMA weights, which are scored and saved."),
+    click.option("--sigma-init", type=click.Choice(SIGMA_INITS), help="FINE: initial values of sigma."),
+    click.option("--sigma-steps", type=int, help="FINE: training steps in which only sigma is trained (0: none)."),
     click.option("--sigma-lr", type=float, help="FINE: learning rate of the sigma steps."),
     click.option(
-        "--width-mode", type=click.Choice(WIDTH_MODES), help="FINE: widths trained as prefixes, or sliced afterwards."
+        "--width-mode",
+        type=click.Choice(WIDTH_MODES),
+        help="FINE: smaller widths are trained as prefixes (nested) or cut out afterwards (slice).",
     ),
-    click.option("--source-steps", type=int, help="FINE: steps that pre-train the learngene."),
-    click.option("--rank-ratio", type=float, help="FINE: rank of the factors over the learngene's width."),
+    click.option("--source-steps", type=int, help="FINE: pre-training steps of the learngene."),
+    click.option("--rank-ratio", type=float, help="FINE: rank of the factors divided by the learngene's width."),
     click.option(
-        "--source", help="A model to decompose for FINE: public .pt, diffusers folder, .safetensors.  [default: none]"
+        "--source", help="Given model that FINE decomposes: public .pt, diffusers folder or .safetensors.  [default: none]"
     ),
-    click.option("--source-num-heads", type=int, help="Heads of a public checkpoint of an unpublished size."),
-    click.option("--als-sweeps", type=int, help="--source: sweeps of alternating least squares of the decomposition."),
-    click.option("--teacher-weight", type=float, help="--source: weight of its outputs while the learngene is trained."),
+    click.option(
+        "--source-num-heads", type=int, help="Attention heads of --source, if it is a public checkpoint of an unpublished size."
+    ),
+    click.option("--als-sweeps", type=int, help="--source: iterations of alternating least squares in the decomposition."),
+    click.option(
+        "--teacher-weight", type=float, help="--source: weight of the given model's outputs in the learngene's training."
+    ),
     click.option(
         "--eval",
         type=click.Choice(list(EVALUATIONS)),
         callback=_evaluation_defaults,
-        help="Fidelity of the scores: defaults of the four options below.  [default: the preset's]",
+        help="Scoring protocol: sets the defaults of the number of samples and of image sampling.  [default: the preset's]",
     ),
     click.option(
         "--forgetting",
         type=click.Choice(["none", "quick", "same"]),
-        help="Source-domain score after a transfer: none, quick (1,000 samples), or the target's own protocol.",
+        help="Source-domain score after a transfer: none, quick (1,000 samples), or the same protocol as the target's.",
     ),
-    click.option("--inception-weights", help="Score by Inception's features: weights-inception-2015-12-05-6726825d.pth."),
-    click.option("--extractor", help="Score by another extractor: TorchScript (.pt), or Python code that is run (.py)."),
-    click.option("--reference", help="ADM .npz to compare with.  [default: the images of --dataset]"),
-    click.option("--target-reference", help="ADM .npz for --target.  [default: its images]"),
-    click.option("--vae", help="Folder of the AutoencoderKL that datasets of latents were encoded by."),
-    click.option("--num-samples", type=int, help="Images drawn to score a point."),
-    click.option("--sampler", type=click.Choice(SAMPLERS), help="How they are drawn."),
-    click.option("--sampling-steps", type=int, help="Denoising steps of an image."),
-    click.option("--guidance-scale", type=float, help="Classifier-free guidance (1: none)."),
+    click.option("--inception-weights", help="Inception weights to score with: weights-inception-2015-12-05-6726825d.pth."),
+    click.option(
+        "--extractor", help="Other feature extractor to score with: TorchScript (.pt), or Python code that is run (.py)."
+    ),
+    click.option("--reference", help="Reference statistics for --dataset, as an ADM .npz.  [default: its images]"),
+    click.option("--target-reference", help="Reference statistics for --target, as an ADM .npz.  [default: its images]"),
+    click.option("--vae", help="Folder of the AutoencoderKL that encoded the datasets of latents."),
+    click.option("--num-samples", type=int, help="Images drawn for a score."),
+    click.option(
+        "--image-sampler",
+        "sampler",
+        cls=RenamedOption,
+        old_names=("--sampler",),
+        type=click.Choice(SAMPLERS),
+        help="Image sampler of the scores.",
+    ),
+    click.option("--sampling-steps", type=int, help="Denoising steps per image."),
+    click.option("--guidance-scale", type=float, help="Scale of classifier-free guidance (1: none)."),
     click.option("--transfer", callback=names, help=f"Transfer methods: {', '.join(TRANSFER_METHODS)}; or {NO_TRANSFER}."),
     click.option(
         "--target",
-        help="Dataset to take the base models to, as for --dataset.  "
+        help="Target domain of the transfers: a dataset, written as for --dataset.  "
         f"[default: {', '.join(f'{target} for {dataset}' for dataset, target in DEFAULT_TARGETS.items())}; else none]",
     ),
-    click.option("--transfer-from", callback=names, help="Whose base models.  [default: fine, or all --methods without it]"),
+    click.option(
+        "--transfer-from",
+        callback=names,
+        help="Initializations whose base models are transferred.  [default: fine, else all of --initializations]",
+    ),
     click.option("--transfer-steps", type=int, help="Training steps of a transfer."),
     click.option(
-        "--transfer-lr", type=float, help="Learning rate of full fine-tuning; DiffFit, LoRA and others take ten times it."
+        "--transfer-lr",
+        type=float,
+        help="Learning rate of full fine-tuning; methods that train few parameters take ten times as much.",
     ),
     click.option(
         "--schedules",
         callback=names,
-        help="Diff-Tuning: linear, power:S, complement:S, cosine, constant, cutoff:T; @FILE: what schedule_search.py found.",
+        help="Diff-Tuning: linear, power:S, complement:S, cosine, constant, cutoff:T; or @FILE of schedule_search.py.",
     ),
-    click.option("--weighting", type=click.Choice(WEIGHTINGS), help="Diff-Tuning: schedules draw timesteps, or weigh losses."),
-    click.option("--retention-weight", type=float, help="Diff-Tuning: weight of the rehearsed images' loss."),
-    click.option("--source-ratio", type=float, help="Diff-Tuning: share of a batch that is rehearsed."),
-    click.option("--gamma-span", type=float, help="DiffFit: share of the blocks, from the first, that have scales."),
-    click.option("--bank-images", type=int, help="Images of a knowledge bank."),
-    click.option("--bank-sampler", type=click.Choice(SAMPLERS), help="How they are drawn."),
-    click.option("--bank-sampling-steps", type=int, help="Denoising steps of an image of the bank."),
-    click.option("--bank-guidance-scale", type=float, help="Guidance of the bank's images."),
+    click.option(
+        "--weighting",
+        type=click.Choice(WEIGHTINGS),
+        help="Diff-Tuning: schedules set the probabilities of timesteps, or the weights of losses.",
+    ),
+    click.option("--retention-weight", type=float, help="Diff-Tuning: weight of the loss on images from the knowledge bank."),
+    click.option("--source-ratio", type=float, help="Diff-Tuning: share of a batch that comes from the knowledge bank."),
+    click.option(
+        "--gamma-span", type=float, help="DiffFit: share of the blocks that have scale factors, counted from the first."
+    ),
+    click.option("--bank-images", type=int, help="Images in a knowledge bank."),
+    click.option("--bank-sampler", type=click.Choice(SAMPLERS), help="Image sampler of the knowledge bank."),
+    click.option("--bank-sampling-steps", type=int, help="Denoising steps per image of the knowledge bank."),
+    click.option("--bank-guidance-scale", type=float, help="Scale of classifier-free guidance for the knowledge bank."),
     click.option("--storage-path", help=f"Folder or URI for results and checkpoints.  [default: {DEFAULT_DATA_FOLDER}]"),
     click.option("--tracking-uri", help="MLflow store.  [default: MLFLOW_TRACKING_URI, else SQLite in the storage path]"),
     click.option(
@@ -140,20 +170,30 @@ _OPTIONS = [
         type=click.Choice(RUNNERS),
         default="auto",
         show_default=True,
-        help="Ray Train worker groups, or one CPU worker inside the Tune trial.",
+        help="Place of training: Ray Train worker groups, or one CPU worker inside the Tune trial.",
     ),
-    click.option("--workers-per-trial", type=int, default=1, show_default=True, help="Data-parallel workers of a trial."),
+    click.option("--workers-per-trial", type=int, default=1, show_default=True, help="Data-parallel workers per trial."),
     click.option("--source-workers", type=int, help="Workers that pre-train the learngene.  [default: the whole cluster]"),
-    click.option("--gpus-per-worker", type=float, help="GPUs of a worker; may be a fraction."),
-    click.option("--max-concurrent", type=int, help="Trials at a time.  [default: what fits; more wait on a joined cluster]"),
-    click.option("--checkpoint-every-steps", type=int, help="Steps that an interruption may cost."),
-    click.option("--disk-budget", callback=byte_count, help="Refuse to start if the storage path would outgrow it: 50GB."),
-    click.option("--dry-run", is_flag=True, help="Print every point with its cost; compute nothing."),
+    click.option("--gpus-per-worker", type=float, help="GPUs per worker, also a fraction."),
+    click.option(
+        "--max-concurrent",
+        type=int,
+        help="Trials that run or wait at a time.  [default: as many as fit; a few more on a joined cluster]",
+    ),
+    click.option(
+        "--checkpoint-every-steps", type=int, help="Steps between two checkpoints: the most that an interruption costs."
+    ),
+    click.option(
+        "--disk-budget",
+        callback=byte_count,
+        help="Size that the storage path must not exceed, such as 50GB; larger sweeps are refused.",
+    ),
+    click.option("--dry-run", is_flag=True, help="Print every point and its cost, and compute nothing."),
 ]
 
 
 def grid_options(*, without: Collection[str] = ()) -> Callable[[Callable], Callable]:
-    """Give a command the options of a size grid, but for those that it has of its own or makes no use of."""
+    """Add the size-grid options, except those in `without`."""
 
     def add(command: Callable) -> Callable:
         for option in reversed(_OPTIONS):
@@ -188,7 +228,7 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
 
 
 def _forgetting(choice: str, own: EvaluationSpec) -> EvaluationSpec | None:
-    """How the source domain is scored after a transfer: never dearer than the target."""
+    """Evaluation of the source domain after a transfer. It never costs more than the target's."""
     quick = EVALUATIONS["quick"]
     sampler = SamplerSpec(sampler=quick.sampler, sampling_steps=quick.sampling_steps, guidance_scale=quick.guidance_scale)
     cheap = EvaluationSpec(num_samples=quick.num_samples, sampler=sampler)
@@ -218,7 +258,7 @@ def _transfer_from(options: dict[str, Any], named: tuple[str, ...], brought: Bro
     chosen = options["transfer_from"] or tuple(name for name in named if name == "fine") or named
     for name in chosen:
         if name not in named:
-            raise ValueError(f"--transfer-from {name!r} is not among --methods {','.join(named)}")
+            raise ValueError(f"--transfer-from {name!r} is not among --initializations {','.join(named)}")
     files = [Path(text[1:]) for text in options["schedules"] if text.startswith("@")]
     return TransferGridSpec(
         methods=options["transfer"],

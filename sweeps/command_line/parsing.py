@@ -1,9 +1,10 @@
-"""How option values are read, and usage errors in one line."""
+"""Parsing of option values, renamed options, and usage errors in one line."""
 
 from __future__ import annotations
 
 import re
 import sys
+from typing import Any
 
 import click
 
@@ -31,6 +32,19 @@ def byte_count(context: click.Context, parameter: click.Parameter, value: str | 
     if match is None or match[2] not in BYTE_UNITS:
         raise click.BadParameter(f"{value!r} is not a number of bytes such as 500000, 500kB or 30MB")
     return round(float(match[1]) * BYTE_UNITS[match[2]])
+
+
+class RenamedOption(click.Option):
+    """An option with a value that was renamed. `old_names` keep working; help and errors show the new name alone."""
+
+    def __init__(self, *args: Any, old_names: tuple[str, ...], **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.old_names = old_names
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        super().add_to_parser(parser, ctx)
+        # The same parameter under other names: sources, defaults and callbacks cannot tell them apart.
+        parser.add_option(obj=self, opts=self.old_names, dest=self.name, action="store", nargs=self.nargs)
 
 
 class OneLineErrors(click.Command):

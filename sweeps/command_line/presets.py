@@ -51,13 +51,13 @@ class Preset:
     checkpoint_every_steps: int = 100
 
 
-# Where base models are taken when no target is named; those of other datasets are taken nowhere.
+# Default target of each dataset. Other datasets have none: their base models are transferred only if --target is given.
 DEFAULT_TARGETS = {"digits": "digits-rotated-few", "shapes": "shapes-few", "shapes-32": "shapes-few-32"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPreset:
-    """How much is spent on a score: defaults of the options of the same names."""
+    """Cost of a score: defaults of the options of the same names."""
 
     num_samples: int
     sampler: str
@@ -65,7 +65,7 @@ class EvaluationPreset:
     guidance_scale: float
 
 
-# quick ranks points of a sweep; paper is the protocol of DiT (arXiv 2212.09748, section 5).
+# quick is enough to rank the points of a sweep; paper is the protocol of DiT (arXiv 2212.09748, section 5).
 EVALUATIONS = {
     "quick": EvaluationPreset(num_samples=1_000, sampler="dpm-solver++", sampling_steps=15, guidance_scale=1.0),
     "standard": EvaluationPreset(num_samples=10_000, sampler="ddim", sampling_steps=50, guidance_scale=1.5),
@@ -73,7 +73,7 @@ EVALUATIONS = {
 }
 
 # The demo takes minutes on a laptop. dit-b has the step counts of the FINE paper's DiT-B experiments and of the Diff-Tuning
-# paper's transfers, and widths besides.
+# paper's transfers; several widths are our addition.
 PRESETS = {
     "demo": Preset(
         depths="2,4,6",

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, dataclass_transform, get_args, get_origin, get_type_hints
 
 Class = TypeVar("Class", bound=type)
 
@@ -25,11 +25,11 @@ def spec(tag: str) -> Callable[[Class], Class]:
     """Make a class a frozen dataclass that ids and records know by `tag`. A tag is never given to another class."""
 
     def register(cls: Class) -> Class:
-        made = dataclass(frozen=True, kw_only=True)(cls)
+        made: Any = dataclass(frozen=True, kw_only=True)(cls)
         if TYPES.setdefault(tag, made).__qualname__ != made.__qualname__:
             raise ValueError(f"type tag {tag!r} is taken by {TYPES[tag].__qualname__}")
         made.type_tag = tag
-        return made
+        return cast(Class, made)
 
     return register
 

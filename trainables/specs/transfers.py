@@ -76,7 +76,7 @@ class RehearsalSpec:
 
     def rehearsed_per_batch(self, batch_size: int) -> int:
         """Images of a batch that are rehearsed. Raises ValueError if none is left for the target."""
-        number = max(1, round(batch_size * self.source_ratio))
+        number = max(1, round(batch_size * (self.source_ratio or 0.0)))
         check(number < batch_size, f"a source_ratio of {self.source_ratio} leaves no target image in a batch of {batch_size}")
         return number
 

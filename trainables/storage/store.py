@@ -38,7 +38,7 @@ class StoreError(ValueError):
 class Store:
     """Opens a local path or a URI that pyarrow knows (s3://, gs://, hdfs://). Raises StoreError for one it does not know."""
 
-    def __init__(self, location: str | os.PathLike) -> None:
+    def __init__(self, location: str | os.PathLike[str]) -> None:
         location = str(location)
         try:
             if "://" in location:
@@ -214,7 +214,7 @@ class Store:
                     state = self.filesystem.get_file_info(f"{folder}/{STATE_FILE}")
                     if state.size == progress["state_bytes"]:
                         steps[folder] = progress["step"]
-        return max(steps, key=steps.get) if steps else None
+        return max(steps, key=lambda folder: steps[folder]) if steps else None
 
     def delete_checkpoints(self, job: JobSpec) -> None:
         """Delete what all attempts at a job's training have left, once it is over."""
