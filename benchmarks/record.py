@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ import sweeps.execution.tune_stage
 from sweeps.command_line.options import grid_from
 from sweeps.planning.plan import plan_grid
 from sweeps.size_grid import main as size_grid
-from trainables.jobs.run import run_job
-from trainables.specs.models import TrialSpec
-from trainables.storage.provenance import common_record
+from trainables.jobs.run import run_task
+from trainables.specs.identity import to_json
+from trainables.storage.record import Record
 from trainables.storage.store import Store
 from trainables.training.context import LocalContext
 
@@ -41,34 +42,36 @@ OPTIONS += ["--steps", "300", "--num-samples", "24", "--sampling-steps", "2"]
 MIB = 2**20
 
 
-def _real_trial(folder: str) -> tuple[dict[str, Any], Path, list[dict[str, Any]]]:
-    """The record, the files and the reports of one real trial."""
+def _real_trial(folder: str) -> tuple[list[tuple[Record, Path]], list[dict[str, Any]]]:
+    """The records with their files, and the reports, of one real trial."""
     torch.set_num_threads(1)
     plan = plan_grid(grid_from(size_grid.make_context("record", list(OPTIONS)).params))
-    (trial,), context = plan.base, LocalContext(f"{folder}/context")
-    run_job(plan.source[0], folder, LocalContext(f"{folder}/extractor-context"), checkpoint_every_steps=100)
-    run_job(trial, folder, context, checkpoint_every_steps=100)
-    return Store(folder).read_record(trial), Path(folder) / trial.folder, [r for r in context.reports if "history" in r]
+    (task,), context = plan.base, LocalContext(f"{folder}/context")
+    run_task(plan.source[0], folder, LocalContext(f"{folder}/extractor-context"), checkpoint_every_steps=100)
+    run_task(task, folder, context, checkpoint_every_steps=100)
+    made = [(Store(folder).record(job), Path(folder) / job.folder) for job in task.jobs]
+    return made, [r for r in context.reports if "history" in r]
 
 
 def _simulated(folder: str, real: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:  # its memory is not the sweep's
-        record, files, reports = pool.submit(_real_trial, folder).result()
+        made, reports = pool.submit(_real_trial, folder).result()
 
     def trial(config: dict[str, Any]) -> None:
         setup = config["setup"]
-        if not isinstance(setup.job, TrialSpec):
+        if setup.task.job.kind != "base":
             real(config)
             return
         for report in reports:
             tune.report(report)
-        with tempfile.TemporaryDirectory() as made:
-            for name in record["files"]:
-                shutil.copyfile(files / name, Path(made) / name)
-            metrics = record["metrics"] | {"fid": record["metrics"]["fid"] + random.Random(setup.job.seed).random()}
-            Store(setup.store_location).publish(
-                setup.job, Path(made), {**record, **common_record(setup.job), "metrics": metrics}
-            )
+        store, noise = Store(setup.store_location), random.Random(setup.task.job.seed).random()
+        for job, (record, files) in zip(setup.task.jobs, made, strict=True):
+            with tempfile.TemporaryDirectory() as folder:
+                for name in record.files:
+                    shutil.copyfile(files / name, Path(folder) / name)
+                metrics = {name: v + (noise if name == "fid" else 0.0) for name, v in record.metrics.items()}
+                own = {"id": job.id, "label": job.label, "spec": to_json(job), "made_from": store.hashes_of(job.needs)}
+                store.publish(job, Path(folder), replace(record, **own, metrics=metrics))
         tune.report({"published": True})
 
     return trial
@@ -107,7 +110,7 @@ def main(trials: int) -> None:
         with _memory_of_this_process(samples), suppress(SystemExit):
             size_grid.main([*OPTIONS, *seeds, "--runner", "tune", "--storage-path", folder])
         whole_s = time.monotonic() - started
-        ends = sorted(file.stat().st_mtime - started_s for file in Path(folder).glob("trial/*/record.json"))
+        ends = sorted(file.stat().st_mtime - started_s for file in Path(folder).glob("score/*/record.json"))
         with closing(sqlite3.connect(f"{folder}/mlflow.db")) as database:
             (finished,) = database.execute("SELECT count(*) FROM runs WHERE status = 'FINISHED'").fetchone()
             (metrics,) = database.execute("SELECT count(*) FROM metrics").fetchone()

@@ -18,9 +18,10 @@ import click
 from sweeps.command_line.options import preset_grid
 from sweeps.execution.cluster import connect_cluster
 from sweeps.execution.runner import RunnerSpec, cluster_slots
-from sweeps.execution.tune_stage import FixedJobs, run_stage
+from sweeps.execution.tune_stage import FixedTasks, run_stage
 from sweeps.planning.plan import plan_grid
-from trainables.specs.base import JobSpec
+from trainables.failures import Failure
+from trainables.specs.tasks import Task
 from trainables.storage.store import Store
 
 
@@ -30,14 +31,14 @@ class Failures:
     def __init__(self) -> None:
         self.reasons: list[str] = []
 
-    def started(self, job: JobSpec) -> None: ...
+    def started(self, task: Task) -> None: ...
 
-    def reported(self, job: JobSpec, metrics: dict[str, Any]) -> None: ...
+    def reported(self, task: Task, metrics: dict[str, Any]) -> None: ...
 
-    def finished(self, job: JobSpec) -> None: ...
+    def finished(self, task: Task) -> None: ...
 
-    def failed(self, job: JobSpec, reason: str) -> None:
-        self.reasons.append(reason)
+    def failed(self, task: Task, failure: Failure) -> None:
+        self.reasons.append(str(failure))
 
 
 def outside_s_per_trial(runner: RunnerSpec, points: int) -> dict[str, float]:
@@ -54,15 +55,15 @@ def outside_s_per_trial(runner: RunnerSpec, points: int) -> dict[str, float]:
     plan = plan_grid(grid)
     with tempfile.TemporaryDirectory() as folder:
         store, listener = Store(folder), Failures()
-        run_stage("source", FixedJobs(plan.source), store, RunnerSpec(), listener)
+        run_stage("source", FixedTasks(plan.source), store, RunnerSpec(), listener)
         slots = min(cluster_slots(runner), points)
         started = time.perf_counter()
-        run_stage("base", FixedJobs(plan.base), store, runner, listener)
+        run_stage("base", FixedTasks(plan.base), store, runner, listener)
         wall_s = time.perf_counter() - started
         if listener.reasons:
             raise RuntimeError(listener.reasons[0])
-        metrics = [store.read_record(trial)["metrics"] for trial in plan.base]
-    work_s = sum(m["train_s"] + m["eval_s"] for m in metrics)
+        metrics = [store.record(job).metrics for task in plan.base for job in task.jobs]
+    work_s = sum(m.get("train_s", 0.0) + m.get("eval_s", 0.0) for m in metrics)
     return {"wall_s": wall_s, "slots": slots, "work_s": work_s, "outside_s_per_trial": (wall_s * slots - work_s) / points}
 
 

@@ -23,8 +23,8 @@ import torch
 from sweeps.command_line.options import preset_grid
 from sweeps.execution.cluster import num_cpus
 from sweeps.planning.plan import Plan, plan_grid
-from trainables.jobs.run import run_job
-from trainables.specs.base import JobSpec
+from trainables.jobs.run import run_task
+from trainables.specs.tasks import Task
 from trainables.storage.store import Store
 from trainables.training.context import LocalContext
 
@@ -35,21 +35,22 @@ def _options(steps: int) -> dict[str, int]:
     return {"steps": steps, "sigma_steps": steps // 3, "source_steps": 200}
 
 
-def _compute(job: JobSpec, location: str) -> None:
+def _compute(task: Task, location: str) -> None:
     torch.set_num_threads(1)
-    run_job(job, location, LocalContext(f"{location}/contexts/{job.id}"), checkpoint_every_steps=100)
+    run_task(task, location, LocalContext(f"{location}/contexts/{task.id}"), checkpoint_every_steps=100)
 
 
 def _work_s(plan: Plan, store: Store) -> float:
-    return sum(r["metrics"]["train_s"] + r["metrics"]["eval_s"] for trial in plan.base if (r := store.read_record(trial)))
+    metrics = [store.record(job).metrics for task in plan.base for job in task.jobs]
+    return sum(m.get("train_s", 0.0) + m.get("eval_s", 0.0) for m in metrics)
 
 
 def _loop(plan: Plan, folder: str, slots: int) -> dict[str, float]:
     with ProcessPoolExecutor(slots) as pool:
-        for job in plan.source:
-            pool.submit(_compute, job, folder).result()
+        for task in plan.source:
+            pool.submit(_compute, task, folder).result()
         started = time.perf_counter()
-        for future in [pool.submit(_compute, job, folder) for job in plan.base]:
+        for future in [pool.submit(_compute, task, folder) for task in plan.base]:
             future.result()
         return _result(plan, Store(folder), time.perf_counter() - started, slots)
 

@@ -57,7 +57,7 @@ class Stepper:
         images = torch.randn(256, config.in_channels, config.input_size, config.input_size)
         data = ImageSet(images=images, labels=torch.arange(256) % config.num_classes)
         # Of a transfer, batches read these alone.
-        transfer = SimpleNamespace(model=config, training=training, rehearsal=REHEARSAL, seed=0)
+        transfer = SimpleNamespace(model=config, training=training, rehearsal=REHEARSAL, data_seed=0)
         batches = method.batches(transfer, TransferData(target=data, bank=data, base=model, device=device))
         method.prepare(model, MethodOptions())
         return cls(
@@ -71,7 +71,7 @@ class Stepper:
         started = time.perf_counter()
         b = self.batches.batch(self.done)
         data = (b.images, b.t, b.labels, b.noise)
-        losses = self.diffusion.losses(self.trainer.forward, *data, teacher=self.batches.teacher, taught=b.taught)
+        losses = self.diffusion.losses(self.trainer.forward, *data, teacher=self.batches.teacher, distilled=b.distilled)
         self.trainer.step((b.weights * losses).sum(), self.done)
         self.done += 1
         if b.t.is_cuda:

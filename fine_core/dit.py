@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 FREQUENCY_DIM = 256  # width of the sinusoidal timestep features
 MLP_RATIO = 4
-MAX_DEPTH = 1000  # a slip of the keyboard must not fill the memory while a plan counts parameters
+MAX_DEPTH = 1000  # a typing error must not fill the memory while parameters are counted
 
 
 def _require(condition: bool, message: str) -> None:
@@ -61,7 +61,7 @@ class DiTConfig:
     """Everything that fixes a DiT's parameter shapes and numerics.
 
     `input_size` is the height and width of the (latent) image. `timestep_freq_shift` is 0 in the public checkpoints;
-    diffusers' `DiTTransformer2DModel` divides the frequencies' exponent by one less, which is 1 here. `position_scale`
+    diffusers' `DiTTransformer2DModel` uses 1: it divides the frequencies' exponent by one less. `position_scale`
     divides the coordinates of the sin-cos positions: 2 for a model that was trained at half the resolution.
     """
 
@@ -91,8 +91,8 @@ class DiTConfig:
         return self.in_channels * (2 if self.learn_sigma else 1)
 
     def at_resolution(self, input_size: int) -> DiTConfig:
-        """The same model for images that are larger by a whole factor: PE(i, j) of the small grid becomes PE(i/f, j/f)
-        (DiffFit, arXiv 2304.06648, section 3.3). Its weights fit as they are. Raises ValueError for other sizes."""
+        """The same model for images that are larger by an integer factor f: PE(i, j) of the small grid becomes PE(i/f, j/f)
+        (DiffFit, arXiv 2304.06648, section 3.3). The weights stay valid. Raises ValueError for other sizes."""
         _require(
             input_size % self.input_size == 0,
             f"images of {input_size} pixels are no whole multiple of the model's {self.input_size}",
@@ -114,7 +114,7 @@ class TimestepEmbedder(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         half = FREQUENCY_DIM // 2
-        # The order of operations is that of the public code: at t = 999 another rounding shows in the output.
+        # Same order of operations as in the public code: at t = 999 a different rounding changes the output.
         exponents = -math.log(10_000) * torch.arange(half, device=t.device, dtype=torch.float32) / (half - self.freq_shift)
         angles = t[:, None].float() * exponents.exp()
         features = torch.cat([angles.cos(), angles.sin()], dim=-1)  # (N, 256)
@@ -173,7 +173,7 @@ def position_table(config: DiTConfig) -> Tensor:
 
 
 class DiT(nn.Module):
-    """Diffusion transformer. Draws no random numbers in `forward`: labels are dropped by the training loop."""
+    """Diffusion transformer. `forward` draws no random numbers: the training loop drops labels."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class DiT(nn.Module):
         return self._unpatchify(self.final_layer(x, c))
 
     def at_resolution(self, input_size: int) -> DiT:
-        """The same weights for images of another size (see `DiTConfig.at_resolution`); the model itself at its own size."""
+        """The same weights for images of another size (see `DiTConfig.at_resolution`). Returns self for its own size."""
         if input_size == self.config.input_size:
             return self
         model = DiT(self.config.at_resolution(input_size)).to(self.pos_embed.device)

@@ -1,4 +1,4 @@
-"""Bytes on disk, measured from the files themselves."""
+"""Sizes of files on disk, and atomic writes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sha256_of(path: str | os.PathLike) -> str:
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """A path to write to, which takes the place of `path` once all is written: the file appears whole or not at all."""
+    """A temporary path to write to. It replaces `path` when all is written: the write is atomic."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

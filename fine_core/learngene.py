@@ -1,4 +1,4 @@
-"""The learngene and what becomes of it: `Learngene.load(path).assemble(ModelSize(...))`, then `merge`."""
+"""Public names of FINE: `Learngene.load(path).assemble(ModelSize(...))`, then `merge`."""
 
 from fine_core.initializers.fine.factorized import merge
 from fine_core.initializers.fine.learngene import Learngene

@@ -1,6 +1,6 @@
-"""Random streams keyed by what they are for, so that a draw depends on nothing that happened before it.
+"""Random streams keyed by their purpose: a draw does not depend on earlier draws.
 
-A training step's generator is a function of (seed, "train", step): a resumed run draws what the uninterrupted one would.
+A training step's generator is a function of (seed, "train", step): a resumed run draws the same numbers.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fine_core.parameterizations.ddpm import NUM_TIMESTEPS
 
-# family -> what its parameter is, or None without one
+# family -> name of its parameter, or None
 FAMILIES = {
     "linear": None,
     "power": "exponent s, 0 or more",
@@ -31,7 +31,7 @@ class RetentionSchedule:
     """One schedule: a family and its parameter (None where the family has none).
 
     linear is power with s = 1; complement is xi = 1 - (t/T)^tau beside psi = ((t+1)/T)^tau; cosine is sin^2 and cos^2;
-    constant adapts and retains alike everywhere; cutoff adapts from a timestep on and retains below it.
+    constant adapts and retains equally at all timesteps; cutoff adapts from a timestep on and retains below it.
     """
 
     family: str
@@ -92,11 +92,11 @@ class RetentionSchedule:
         return self.psi(num_timesteps).flip(0)
 
     def target_probabilities(self, num_timesteps: int = NUM_TIMESTEPS) -> Tensor:
-        """Probabilities (T,) of the timesteps at which target images are learned."""
+        """Probabilities (T,) of timesteps for target images."""
         psi = self.psi(num_timesteps)
         return psi / psi.sum()
 
     def source_probabilities(self, num_timesteps: int = NUM_TIMESTEPS) -> Tensor:
-        """Probabilities (T,) of the timesteps at which images of the knowledge bank are rehearsed."""
+        """Probabilities (T,) of timesteps for images of the knowledge bank."""
         xi = self.xi(num_timesteps)
         return xi / xi.sum()

@@ -1,1 +1,1 @@
-"""Remember a sweep: MLflow store, runs, figures and tables. Knows records, not torch. Only here is MLflow known."""
+"""Recording of sweeps: MLflow store, runs, figures and tables. Reads records, never torch. Only this package imports MLflow."""

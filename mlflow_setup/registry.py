@@ -1,4 +1,4 @@
-"""A model in MLflow's registry: files and tags, no flavour and nothing pickled."""
+"""Registration of a model in MLflow: files and tags, no flavour, nothing pickled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TAG_LIMIT = 4000
 
 
 def register_model(tracking: Tracking, name: str, folder: Path, card: dict[str, Any]) -> str:
-    """Store a folder as an artifact of a run of its own and register it as the next version of `name`; returns the version."""
+    """Store a folder as an artifact of a new run and register it as the next version of `name`. Returns the version."""
     from mlflow.exceptions import RestException
 
     client = tracking.client

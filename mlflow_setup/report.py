@@ -13,7 +13,7 @@ COSTS = {
     "serve_bytes": "bytes stored per point",
     "params_trainable": "parameters trained",
 }
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # readable with colour blindness
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # distinguishable with colour blindness
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
@@ -21,7 +21,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 def pyplot():
-    """matplotlib.pyplot without a display."""
+    """matplotlib.pyplot with a backend that needs no display."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -45,7 +45,7 @@ def write_csv(rows: Rows, path: Path) -> Path:
 
 
 def by_method(rows: Rows) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each method, methods in order of their first row."""
+    """Rows by method, in order of each method's first row."""
     methods: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         methods.setdefault(row["method"], []).append(row)
@@ -53,9 +53,9 @@ def by_method(rows: Rows) -> dict[str, list[dict[str, Any]]]:
 
 
 def draw_front(rows: Rows, path: Path, *, title: str) -> Path:
-    """PNG of FID against two costs: every point with its standard error, one line per method, the joint front beneath.
+    """PNG of FID against two costs: points with standard errors, one line per method, and the joint front.
 
-    Base models are set against parameters and MACs, transfers against parameters and the bytes of their deltas.
+    The costs are parameters and MACs for base models, parameters and delta bytes for transfers.
     """
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 

@@ -1,4 +1,4 @@
-"""What each write means in MLflow. A write that is told twice leaves what it leaves once."""
+"""Execution of writes in MLflow. Writes are idempotent."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mlflow_setup.spool import Write
 BATCH_LIMIT, PARAM_LIMIT = 1000, 100  # metrics and parameters in one MLflow request
 PARENT_TAG = "mlflow.parentRunId"
 REFUSED = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS")
-UNCLEAR = (None, "INTERNAL_ERROR", "BAD_REQUEST")  # None: not MLflow's own error
+UNCLEAR = (None, "INTERNAL_ERROR", "BAD_REQUEST")  # a refusal or an outage; None: not an MLflow error
 Values = list[tuple[str, float, int]]  # metrics: name, value, step
 
 
 class Refused(Exception):
-    """The write can never be carried out."""
+    """The store refuses this write for good."""
 
 
 class _Steps:
-    """The steps that a metric has in the store, with their times."""
+    """Steps of a metric in the store, with their times."""
 
     def __init__(self, metrics: Iterable[Any] = ()) -> None:
         self.times: dict[int, int] = {}
@@ -35,7 +35,7 @@ class _Steps:
         self.newest = max(self.newest, metric.step)
 
     def time_of(self, step: int, time_ms: int) -> int:
-        """A step that comes late, as a report that SIGKILL swallowed, is no later than those after it: MLflow sorts by time."""
+        """Time to record for a step. MLflow sorts by time: a step that arrives late (after SIGKILL) must not sort last."""
         if step > self.newest:
             return time_ms
         return min(time_ms, *(time for other, time in self.times.items() if other > step))
@@ -43,7 +43,7 @@ class _Steps:
 
 @dataclass(kw_only=True)
 class _Run:
-    """A run as this process knows it: the steps of its metrics, and those `unread` which others wrote."""
+    """A run and its metrics' steps. `unread` metrics may have steps of other processes, not yet read from the store."""
 
     run_id: str
     unread: set[str] = field(default_factory=set)
@@ -55,7 +55,7 @@ class _Run:
 
 
 class RunStore:
-    """The target of one sweep's writes: its run and its trials' runs below that. Used by one thread."""
+    """Target of one sweep's writes: the parent run and the trials' child runs. Used by one thread only."""
 
     together = "log"
 
@@ -71,7 +71,7 @@ class RunStore:
             getattr(self, f"_{write.action}")(write, **write.values)
 
     def _start(self, write: Write, name: str, tags: dict[str, str], params: dict[str, str]) -> None:
-        """Open the run, its old one where there is one: the answer to an earlier try may have been lost."""
+        """Open the run. An existing one is reused: an earlier try may have created it, and its answer was lost."""
         from mlflow.entities import Param
 
         run = self.client.get_run(self.parent_id) if write.trial_id is None else self._find(write.trial_id)
@@ -86,7 +86,7 @@ class RunStore:
             self.client.log_batch(run.info.run_id, params=missing[start : start + PARAM_LIMIT])
 
     def _log(self, writes: list[Write]) -> None:
-        """Metrics of trials, at steps that they do not have yet, and of the sweep, where the newest summary counts."""
+        """Log metrics: for trials only steps that are missing, for the sweep the newest summary."""
         from mlflow.entities import Metric
 
         by_trial: dict[str | None, dict[tuple[str, int], Any]] = defaultdict(dict)
@@ -148,7 +148,7 @@ class RunStore:
         import requests
 
         cause = error.__cause__ or error.__context__
-        if isinstance(cause, requests.RequestException):  # MLflow keeps nothing of it but the text
+        if isinstance(cause, requests.RequestException):  # MLflow keeps only its text
             return "too many 500 error responses" not in str(cause)
         if getattr(error, "error_code", None) not in UNCLEAR:
             return True

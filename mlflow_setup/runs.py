@@ -1,7 +1,7 @@
 """Parent and child runs of a sweep, written by the sweep's own process alone.
 
-One writer means no locked databases, one place that sets a status, and nothing to import in the workers. Nobody waits for
-it: what is to be written goes into a spool, and a thread brings it to the store, now or when the store is back.
+With one writer no database is locked, one place sets a status, and workers do not import MLflow. The sweep does not wait for
+the store: writes go into a spool, and a thread sends them to the store, at once or when the store is back.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from mlflow_setup.writer import BackgroundWriter, one_line
 
 T = TypeVar("T")
 OUTCOME_TAG = "outcome"
-ATTEMPT_S = 25.0  # for what is written at once; longer than one request to a store that hangs
+ATTEMPT_S = 25.0  # limit for writes that are waited for; longer than one request to a store that hangs
 
 logger = logging.getLogger("fine-sweeps")
 
 
 @dataclass(kw_only=True)
 class _Child:
-    """A trial's run as it is once all that is on its way has been written."""
+    """State of a trial's run after all pending writes."""
 
     status: str
     stopped: bool = False
 
 
 class SweepRuns:
-    """The runs of one sweep. The same sweep opened again goes on in the runs it had, with the writes it had left.
+    """The runs of one sweep. A sweep that is started again continues its runs and its pending writes.
 
-    Raises TrackingError if the store does not tell which these are.
+    Raises TrackingError if the store does not answer which runs these are.
     """
 
     def __init__(self, tracking: Tracking, sweep_id: str, name: str, params: dict[str, Any]) -> None:
@@ -50,14 +50,14 @@ class SweepRuns:
             self.parent_id = self._find_or_create(sweep_id, name)
         except (MlflowException, OSError) as error:
             raise TrackingError(f"MLflow cannot be used any more ({one_line(error)})") from error
-        spool = Spool(tracking.spool_folder / f"{self.parent_id}.jsonl")  # its name fits this store and this sweep only
+        spool = Spool(tracking.spool_folder / f"{self.parent_id}.jsonl")  # one file per store and sweep: run ids are unique
         for write in spool.writes():
             self._note(write)
         self.writer = BackgroundWriter(spool, RunStore(self.client, self.experiment_id, self.parent_id))
         self._put("start", None, name=name, tags={}, params=_texts(params))
 
     def _find_or_create(self, sweep_id: str, name: str) -> str:
-        """The parent's run id."""
+        """Run id of the parent run."""
         found = self.client.search_runs([self.experiment_id], f"tags.sweep_id = '{sweep_id}'", max_results=1)
         if not found:
             return self.client.create_run(self.experiment_id, run_name=name, tags={"sweep_id": sweep_id}).info.run_id
@@ -79,7 +79,7 @@ class SweepRuns:
 
     def _put(self, action: str, trial_id: str | None, **values: Any) -> None:
         write = Write(action=action, trial_id=trial_id, time_ms=int(time.time() * 1000), values=values)
-        self._note(write)  # first: an interrupt in between leaves a run that `close` ends
+        self._note(write)  # noted first: after an interrupt in between, `close` still ends the run
         self.writer.spool.append(write)
 
     def _note(self, write: Write) -> None:
@@ -96,19 +96,19 @@ class SweepRuns:
         return trial_id in self.children and self.children[trial_id].status == "FINISHED"
 
     def is_stopped(self, trial_id: str) -> bool:
-        """Whether its run says that the trial was given up on purpose."""
+        """Whether the trial was stopped on purpose, according to its run."""
         return trial_id in self.children and self.children[trial_id].stopped
 
     def start_child(self, trial_id: str, name: str, tags: dict[str, str], params: dict[str, Any]) -> None:
-        """Open the trial's run, or its old one again."""
+        """Open the trial's run; an existing one is reopened."""
         self._put("start", trial_id, name=name, tags=tags, params=_texts(params))
 
     def log_history(self, trial_id: str, history: list[dict[str, float]]) -> None:
-        """Write the entries (each with its `step`) that the run does not have yet."""
+        """Write entries (each with its `step`) that the run does not have yet."""
         self._log(trial_id, [(k, float(v), int(e["step"])) for e in history for k, v in e.items() if k != "step"])
 
     def log_metrics(self, trial_id: str, metrics: dict[str, float], *, step: int) -> None:
-        """Write metrics of one step into the trial's run, once."""
+        """Write metrics of one step into the trial's run. A step is written once."""
         self._log(trial_id, _at_step(metrics, step))
 
     def _log(self, trial_id: str | None, metrics: Values) -> None:
@@ -116,14 +116,14 @@ class SweepRuns:
             self._put("log", trial_id, metrics=metrics)
 
     def _end(self, trial_id: str | None, status: str, **tags: str) -> None:
-        """A write of its own: what is refused before it leaves no run open."""
+        """End a run by a separate write: a refused write before it must not leave the run open."""
         if trial_id is None or trial_id in self.children:
             self._put("end", trial_id, status=status, tags=tags)
 
     def finish_child(
         self, trial_id: str, metrics: dict[str, float], history: list[dict[str, float]], files: list[Path]
     ) -> None:
-        """Complete the trial's run from its record; nothing is done to a run that is finished already."""
+        """Complete the trial's run from its record. A finished run is not changed."""
         if trial_id not in self.children or self.is_finished(trial_id):
             return
         self.log_history(trial_id, history)
@@ -132,7 +132,7 @@ class SweepRuns:
         self._end(trial_id, "FINISHED")
 
     def stop_child(self, trial_id: str, reason: str) -> None:
-        """End the run of a trial that was given up on purpose."""
+        """End the run of a trial that was stopped on purpose."""
         self._end(trial_id, "KILLED", **{OUTCOME_TAG: reason})
 
     def fail_child(self, trial_id: str, reason: str, *, kind: str, log: str) -> None:
@@ -152,8 +152,8 @@ class SweepRuns:
             self._put("attach", trial_id, file=str(Path(file).absolute()), folder=folder)
 
     def close(self, status: str, metrics: dict[str, float] | None = None) -> None:
-        """End the parent run with `status`, wait until all is written, within bounds, and say what is left for the same sweep's
-        next run. Children still running were stopped with the sweep. Closed once: an interrupt while it waits changes nothing.
+        """End the parent run with `status`, wait (within bounds) until all is written, and report what is left for the sweep's
+        next start. Child runs still open are marked as stopped. A second call does nothing, also after an interrupted wait.
         """
         if self.closed:
             return
@@ -166,9 +166,9 @@ class SweepRuns:
         self.writer.close()
 
     def attempt(self, write: Callable[[], T]) -> T | None:
-        """What `write` returns, for writes whose answer is needed at once; None, with a warning, if the store is away.
+        """Call `write` now and return its result; None, with a warning, if the store is away.
 
-        It runs in a thread: Ctrl-C must not cut a transaction off in its commit, which would leave the database locked.
+        It runs in a thread: Ctrl-C during a commit would leave the database locked.
         """
         answers: list[T] = []
         errors: list[Exception] = [TimeoutError(f"no answer within {ATTEMPT_S:g} s")]

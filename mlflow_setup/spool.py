@@ -1,4 +1,4 @@
-"""Writes on their way to the store, kept in a file until the store has taken them."""
+"""Pending writes, kept in a file until the store has accepted them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger("fine-sweeps")
 
 @dataclass(frozen=True, kw_only=True)
 class Write:
-    """One thing to tell the store. Plain data with its own time: it may be told later, by another process, or twice."""
+    """One write: plain data with its own time. It may be sent late, by another process, or twice."""
 
     action: str
     trial_id: str | None  # None: the sweep's own run
@@ -26,13 +26,13 @@ class Write:
 
 
 class Spool:
-    """A queue of writes that outlives its process: any thread appends, one takes.
+    """A persistent queue of writes: any thread appends, one thread takes.
 
-    The file holds a line of JSON per write and lines that say up to which number the store has taken them. A line that a
-    crash cut off is no write. Where the file cannot be had (a full disk, the same sweep in another process) writes are kept
-    in memory alone.
+    The file has one line of JSON per write, and lines with the number of writes that the store has accepted. A line that a
+    crash cut off is ignored. If the file cannot be used (full disk, the same sweep in another process), writes are kept in
+    memory only.
 
-    The lock is a plain one: Ctrl-C in the middle of a `with` releases it, which `threading.Condition` does not guarantee.
+    The lock is a plain one: Ctrl-C inside a `with` releases it, which `threading.Condition` does not guarantee.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +55,7 @@ class Spool:
 
     def _open(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("a+b", buffering=0)  # every line is one system call
+        file = self.path.open("a+b", buffering=0)  # unbuffered: every line is one system call
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -77,7 +77,7 @@ class Spool:
                 else:
                     self.last_number = entry.pop("number")
                     self.pending.append((self.last_number, Write(**entry)))
-            except (ValueError, KeyError, TypeError):  # cut off, or of another version
+            except (ValueError, KeyError, TypeError):  # a line that is cut off, or of another version
                 continue
 
     def append(self, write: Write) -> None:
@@ -87,26 +87,26 @@ class Spool:
             self._append(json.dumps({"number": self.last_number, **vars(write)}).encode() + b"\n")
 
     def writes(self) -> list[Write]:
-        """All that the store has not taken."""
+        """All writes that the store has not accepted yet."""
         with self.lock:
             return [write for _, write in self.pending]
 
     def head(self, limit: int, together: str) -> list[Write]:
-        """The first write; of the action that may be told `together` also those that follow it, `limit` at most."""
+        """The first write. If its action is `together`, also the writes of that action right after it, at most `limit` in all."""
         with self.lock:
             first = [write for _, write in islice(self.pending, limit)]
         return list(takewhile(lambda write: write.action == together, first)) or first[:1]
 
     def done(self, count: int) -> None:
-        """The store has taken the first `count` writes."""
+        """Remove the first `count` writes: the store has accepted them."""
         with self.lock:
             number = self.pending[count - 1][0]
             self._forget(number)
-            # Mostly nothing is left: the file stays small however long the sweep is.
+            # Usually nothing is left and the file is emptied, so it stays small in long sweeps.
             self._append(json.dumps({"done": number}).encode() + b"\n" if self.pending else b"")
 
     def close(self) -> None:
-        """Nothing is appended any more. An empty spool leaves no file."""
+        """Close the spool. An empty spool deletes its file."""
         with self.lock:
             if self.file is not None:
                 if not self.pending:
@@ -119,7 +119,7 @@ class Spool:
             self.pending.popleft()
 
     def _append(self, line: bytes) -> None:
-        """Write a line; an empty one empties the file."""
+        """Append a line; an empty line empties the file."""
         if self.file is None:
             return
         try:

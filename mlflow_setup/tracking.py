@@ -1,4 +1,4 @@
-"""Where runs are recorded: the tracking URI, checked before anything starts, and the experiment, created once."""
+"""The tracking store: its URI, checked before the sweep starts, and its experiment, created once."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 
 CONNECT_TIMEOUT_S = 10
 
-# A sweep's writer tries again by itself; requests that MLflow repeats could create a run twice.
+# A sweep's writer retries by itself. A request that MLflow repeats could create a run twice.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # of every run that ends, through a server
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # printed for every run that ends, if there is a server
 
 
 class TrackingError(ValueError):
@@ -31,7 +31,7 @@ class Tracking:
     uri: str
     experiment_id: str
     client: object  # mlflow.MlflowClient; MLflow is imported only when a store is opened
-    spool_folder: Path  # where writes wait while the store is away
+    spool_folder: Path  # folder of pending writes
 
 
 def resolve_tracking_uri(uri: str | None, data_folder: Path) -> str:
@@ -48,9 +48,9 @@ def resolve_tracking_uri(uri: str | None, data_folder: Path) -> str:
 
 
 def open_tracking(uri: str, experiment: str, data_folder: Path) -> Tracking:
-    """Reach the store, create its schema and the experiment where they are missing.
+    """Connect to the store, and create its schema and the experiment if they are missing.
 
-    Called by the sweep's own process, under a lock: processes that create a fresh SQLite schema together all fail.
+    Call it in the sweep's own process and under a lock: processes that create a SQLite schema at the same time all fail.
     Raises TrackingError, in one line, if the store cannot be reached.
     """
     if uri.startswith(("http://", "https://")):
@@ -62,14 +62,14 @@ def open_tracking(uri: str, experiment: str, data_folder: Path) -> Tracking:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # set by its import: it would tell of every table that it creates
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback of what the writer says in one line
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # after the import, which resets it; it logs every new table
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # tracebacks; the writer reports one line
 
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
-            # Without a server, artifacts would land in the current folder: say where instead.
+            # Without a server artifacts would go to the current folder, so the location is set here.
             location = None if uri.startswith("http") else (data_folder / "mlflow-artifacts" / experiment).as_uri()
             experiment_id = client.create_experiment(experiment, artifact_location=location)
         else:
@@ -93,14 +93,14 @@ def _check_server(uri: str) -> None:
 
 
 def _check_database(uri: str) -> None:
-    """MLflow itself would try a dead database again for almost two minutes."""
+    """Fail fast on a dead database: MLflow itself would retry for almost two minutes."""
     import sqlalchemy
 
     try:
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         engine = sqlalchemy.create_engine(uri)
-        sqlalchemy.inspect(engine).get_table_names()  # reads the file: connecting alone takes any file for a database
+        sqlalchemy.inspect(engine).get_table_names()  # reads the file: connecting alone accepts any file as a database
         engine.dispose()
     except (sqlalchemy.exc.SQLAlchemyError, OSError, ImportError) as error:
         reason = str(error).splitlines()[0]

@@ -1,4 +1,4 @@
-"""A saved chart view of the experiment: FID against parameters is drawn as soon as its link is opened."""
+"""A saved chart view of the experiment: its link opens FID against parameters."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from mlflow_setup.tracking import Tracking
 
 
 def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: str, short_name: str) -> str:
-    """Store the view of one sweep's points on one dataset in the experiment's tags; returns the part of its address that
-    follows the server's. Points on different datasets never share a chart.
+    """Store a view of one sweep's points on one dataset in the experiment's tags. Returns the part of its address that
+    follows the server's address. Points on different datasets never share a chart.
 
     The tag's format is that of the MLflow UI (read by version 3.17); the report's own figures do not depend on it.
     """
@@ -27,7 +27,7 @@ def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: 
     loss |= {"xAxisKey": "step", "lineSmoothness": 0, "scaleType": "linear", "xAxisScaleType": "linear"}
     state = {
         "searchFilter": f"tags.`{PARENT_TAG}` = '{parent_id}' and tags.`dataset` = '{dataset}'",
-        "orderByKey": "metrics.`fid`",  # any order but by date shows the children flat, and charts draw what is shown
+        "orderByKey": "metrics.`fid`",  # any order except by date lists child runs flat; charts draw the listed runs
         "orderByAsc": True,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -37,7 +37,7 @@ def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: 
         "compareRunSections": [
             {
                 "uuid": section,
-                "name": f"FID against size on {short_name}",  # the UI sorts sections by name, and has one called forgetting
+                "name": f"FID against size on {short_name}",  # the UI sorts by name; its own is forgetting
                 "display": True,
                 "isReordered": False,
                 "deleted": False,

@@ -1,4 +1,4 @@
-"""One thread that brings a sweep's writes to the store in their order, however slow or absent the store is."""
+"""A thread that sends a sweep's writes to the store in order, also when the store is slow or away."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from typing import Protocol
 from mlflow_setup.spool import Spool, Write
 
 POLL_S = 0.05
-FIRST_PAUSE_S, LONGEST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0, 2.0  # between tries; the last while the sweep waits for the end
-WARN_AFTER = 2  # tries in vain: one alone is no outage
-BLAMED_AFTER = 5  # tries in vain of one write, after each of which the store answered
-TOGETHER = 64  # writes of metrics in one go, which is what a store that was away catches up with
-DRAIN_FAILING_S = 30.0  # what the end of a sweep waits for a store that takes nothing
-DRAIN_STUCK_S = 300.0  # ... or that is busy with one write
+FIRST_PAUSE_S, LONGEST_PAUSE_S, LAST_PAUSE_S = 1.0, 30.0, 2.0  # between tries; LAST_PAUSE_S while the sweep waits for the end
+WARN_AFTER = 2  # failed tries: a single one is not an outage
+BLAMED_AFTER = 5  # failed tries of one write while the store answers other requests
+TOGETHER = 64  # writes of metrics per request, to catch up after an outage
+DRAIN_FAILING_S = 30.0  # longest wait at the end of a sweep for a store that accepts nothing
+DRAIN_STUCK_S = 300.0  # longest wait for a store that is busy with one write
 SAY_DRAINING_AFTER_S = 3.0
 
 logger = logging.getLogger("fine-sweeps")
 
 
 class Target(Protocol):
-    """Where writes go. To take one twice leaves what it leaves once."""
+    """Destination of writes. Writes are idempotent."""
 
     together: str
 
     def take(self, writes: list[Write]) -> None: ...
     def is_refusal(self, error: Exception) -> bool:
-        """Whether the same write would fail for ever."""
+        """Whether the same write would always fail."""
 
     def is_away(self, error: Exception) -> bool:
-        """Whether the store cannot be blamed on the write; asks the store where the error does not tell."""
+        """Whether the store is away, so that the write is not the cause. Asks the store if the error does not tell."""
 
 
 class BackgroundWriter:
-    """Callers only append to the spool. Waiting is by polling: see `Spool` on Ctrl-C and conditions."""
+    """Sends the spool's writes; callers only append. It waits by polling, because of Ctrl-C (see `Spool`)."""
 
     def __init__(self, spool: Spool, target: Target) -> None:
         self.spool, self.target = spool, target
@@ -70,7 +70,7 @@ class BackgroundWriter:
 
     def _failed(self, writes: list[Write], error: Exception) -> None:
         if len(writes) > 1:
-            self.singly = len(writes)  # it may be one of them
+            self.singly = len(writes)  # send these one by one: any of them may be the cause
             return
         if self.target.is_refusal(error):
             self._drop(writes[0], error)
@@ -91,7 +91,7 @@ class BackgroundWriter:
             time.sleep(POLL_S)
 
     def _drop(self, write: Write, error: Exception) -> None:
-        """Said once per run: what follows on a deleted run is refused as well."""
+        """Drop a refused write. The warning appears once per run, because later writes of a deleted run are refused too."""
         if write.trial_id not in self.refused:
             run = f"the run of {write.trial_id}" if write.trial_id else "the sweep's run"
             logger.warning("MLflow refuses a record of %s (%s: %s); going on without it", run, write.action, one_line(error))
@@ -99,14 +99,14 @@ class BackgroundWriter:
         self._taken(1)
 
     def close(self) -> None:
-        """Wait for what is left as long as the store takes some of it, then say what stays in the spool."""
+        """Wait for pending writes while the store accepts some, then report what stays in the spool."""
         self.closing = True
         try:
             self._drain()
         finally:
             self._say_what_is_left()
             self.stopped = True
-        self.thread.join(timeout=LAST_PAUSE_S)  # it may wait for an answer; it is a daemon
+        self.thread.join(timeout=LAST_PAUSE_S)  # it may still wait for an answer; a daemon thread does not block the exit
 
     def _say_what_is_left(self) -> None:
         if left := len(self.spool):
@@ -131,7 +131,7 @@ class BackgroundWriter:
 
 
 def one_line(error: Exception) -> str:
-    """An error as it may be shown: its first line, of wrapped ones the innermost, without passwords of addresses."""
+    """One line for an error: the first line of the innermost wrapped error, without passwords in addresses."""
     text = re.sub(r"://[^@/\s]*@", "://***@", str(error).strip() or type(error).__name__)
     line = text.splitlines()[0]
     if caused := re.search(r"\(Caused by \w+\([\"']?(.*?)[\"')]*$", line):

@@ -1,4 +1,4 @@
-"""Models on disk, in this project's format, that of the public DiT code and diffusers'."""
+"""Models on disk in three formats: this project's, the public DiT code's and diffusers'."""
 
 from fine_core.checkpoints.diffusers_folder import export_diffusers
 from fine_core.checkpoints.native import CheckpointError, load_model, save_model

@@ -1,4 +1,4 @@
-"""`python -m fine_core.checkpoints import|export`: models between this project, the public DiT code and diffusers."""
+"""`python -m fine_core.checkpoints import|export`: convert models between this project, the public DiT code and diffusers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _load_vae(folder: Path | None):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Ends the process with exit code 2 and one line where a model cannot be read or written."""
+    """Run the command. A model that cannot be read or written ends the process with one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m fine_core.checkpoints", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="import|export")
     importing = commands.add_parser("import", help="a public .pt, a diffusers folder or our own file, to our format")

@@ -1,10 +1,10 @@
-"""Models as diffusers folders: `DiTTransformer2DModel`, and beside it what `DiTPipeline` samples with.
+"""Models as diffusers folders: `DiTTransformer2DModel`, and the other parts that `DiTPipeline` samples with.
 
-Three things differ there. Every block carries a copy of the timestep and label embedders: one is kept, and they must be
-equal. `DiTPipeline` takes row 1000 of the label table for the null class, whatever the number of classes: a smaller table
-is stretched to 1,001 rows, the null row in all that are new. The timestep features have other frequencies than those of the
-public code (`DiTConfig.timestep_freq_shift`). A file beside the weights says what the model was, so that the way back gives
-it again bit for bit.
+Three things differ there. Every block has its own copy of the timestep and label embedders: the copies must be equal, and
+one is kept. `DiTPipeline` takes row 1000 of the label table as the null class, whatever the number of classes: a smaller
+table is stretched to 1,001 rows, and every new row is the null row. The timestep features have other frequencies than in
+the public code (`DiTConfig.timestep_freq_shift`). A file beside the weights keeps the original config, so that loading the
+folder restores the model bit for bit.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from fine_core.dit import DiT, DiTConfig, ModelSize, position_table
 from fine_core.sampling.sampler import SamplerSpec, make_scheduler
 
 PIPELINE_NULL_CLASS = 1000  # written in DiTPipeline's code
-SIDECAR = "fine-sweeps.safetensors"  # the config, and the positions, which diffusers computes anew
+SIDECAR = "fine-sweeps.safetensors"  # the config and the positions; diffusers computes its own positions
 
-# ours -> theirs, for weight and bias alike
+# our name -> diffusers' name, for both weight and bias
 _TOP = {"x_embedder.proj": "pos_embed.proj", "final_layer.adaLN_modulation.1": "proj_out_1", "final_layer.linear": "proj_out_2"}
 _BLOCK = {
     "adaLN_modulation.1": "norm1.linear",
@@ -45,9 +45,9 @@ _KINDS = ("weight", "bias")
 def transformer_of(model: DiT, *, plain: bool = False):
     """The same network as a `DiTTransformer2DModel` on the CPU, its label table stretched for `DiTPipeline`.
 
-    A model with the timestep features of the public code is of a class of ours, which computes them; `plain` makes it
-    diffusers' own class all the same, whose outputs are others. Raises ValueError for more than 1,000 classes, of which the
-    pipeline would take one for the null class, and for positions of another resolution, which diffusers does not know.
+    A model with the public code's timestep features becomes an instance of our subclass, which computes them. With `plain`
+    it becomes diffusers' own class, whose outputs differ. Raises ValueError for more than 1,000 classes (the pipeline would
+    take one of them as the null class) and for positions scaled to another resolution (diffusers cannot express them).
     """
     from diffusers import DiTTransformer2DModel
 
@@ -94,9 +94,9 @@ def _to_diffusers(ours: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
 def export_diffusers(model: DiT, folder: str | os.PathLike, *, vae=None, plain: bool = False) -> None:
     """Write a folder that `DiTPipeline.from_pretrained` samples from; the scheduler is DDIM on DiT's own schedule.
 
-    `vae`: the AutoencoderKL of a model of latents. Without it the pipeline hands pixels through. That, and the public code's
-    timestep features unless `plain`, are classes of `fine_core.pipeline`, and `load_pipeline` loads the folder. Raises
-    ValueError where diffusers cannot hold the model (see `transformer_of`).
+    `vae` is the AutoencoderKL of a model of latents. Without it the pipeline passes pixels through unchanged. The class
+    that does this, and the class with the public code's timestep features (unless `plain`), belong to `fine_core.pipeline`;
+    `load_pipeline` loads such a folder. Raises ValueError if diffusers cannot represent the model (see `transformer_of`).
     """
     from diffusers import DiTPipeline
 
@@ -113,7 +113,7 @@ def export_diffusers(model: DiT, folder: str | os.PathLike, *, vae=None, plain: 
 
 
 def load_pipeline(folder: str | os.PathLike):
-    """The `DiTPipeline` of an exported folder. Parts of ours in it are loaded by diffusers only once they are imported."""
+    """The `DiTPipeline` of an exported folder. Our classes must be imported first, or diffusers does not find them."""
     from diffusers import DiTPipeline
 
     import fine_core.pipeline.pixel_vae
@@ -125,8 +125,8 @@ def load_pipeline(folder: str | os.PathLike):
 def load_diffusers(folder: str | os.PathLike) -> DiT:
     """A model from a folder of `DiTTransformer2DModel` or of a pipeline that has one. Raises CheckpointError.
 
-    A folder that was not written here has diffusers' own timestep features (`timestep_freq_shift` 1) and its last row as
-    null class.
+    A folder that other software wrote has diffusers' own timestep features (`timestep_freq_shift` 1), and the last row of
+    its label table is the null class.
     """
     folder = Path(folder)
     folder = folder / "transformer" if (folder / "transformer").is_dir() else folder

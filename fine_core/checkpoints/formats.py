@@ -1,4 +1,4 @@
-"""Which format a model on disk has, whatever it is, and what its architecture is."""
+"""Format detection for models on disk, and a one-line description of their architecture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fine_core.dit import DIT_SIZES, DiT, DiTConfig, count_macs, count_parameter
 
 
 def open_any(path: Path, *, num_heads: int | None = None) -> tuple[DiT, str]:
-    """A model of any known format, and which it was: ours, a diffusers folder, or a public checkpoint.
+    """A model in any known format, and the format's name: ours, a diffusers folder, or a public checkpoint.
 
     Raises CheckpointError.
     """
@@ -31,7 +31,7 @@ def _is_ours(path: Path) -> bool:
         with safe_open(path, framework="pt") as file:
             return METADATA_KEY in (file.metadata() or {})
     except SafetensorError:
-        return False  # damaged: said by whoever reads it
+        return False  # a damaged file: the loader reports it
 
 
 def describe(config: DiTConfig) -> str:

@@ -33,7 +33,7 @@ def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], *, kind: s
 
 
 def _metadata(kind: str, config: dict) -> dict[str, str]:
-    # One entry: safetensors writes several in any order, and equal models should be equal files.
+    # One entry: safetensors writes several entries in no fixed order, but equal models must give equal files.
     return {METADATA_KEY: json.dumps({"kind": kind, "config": config}, sort_keys=True)}
 
 
@@ -93,7 +93,7 @@ def load_model(path: str | os.PathLike, *, expect: DiTConfig | None = None) -> D
 
 
 def load_strictly(model: torch.nn.Module, tensors: dict[str, Tensor], path: str | os.PathLike) -> None:
-    """Put tensors into a model on the meta device; raises CheckpointError where names or shapes differ."""
+    """Put tensors into a model on the meta device. Raises CheckpointError if names or shapes differ."""
     try:
         model.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:

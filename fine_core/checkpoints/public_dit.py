@@ -1,7 +1,7 @@
 """Checkpoints of the public DiT code: a flat state dict, alone or under "ema" beside optimizer and arguments.
 
-The architecture is read off the shapes; the number of heads leaves no trace in them, and is that of the published size with
-the same depth and width, or given. Nothing here executes code of a file: pickles are read with `weights_only`.
+The architecture follows from the shapes, except the number of heads: it is given, or is that of the published size with the
+same depth and width. No code of a file is executed: pickles are read with `weights_only`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ POSITION_TOLERANCE = 1e-5  # the public code computes its table in double precis
 
 
 def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a `.pt` or `.safetensors` file, taking `ema` where a training state holds it.
+    """The tensors of a `.pt` or `.safetensors` file; those under `ema` if the file is a training state.
 
     Raises CheckpointError for a file that is damaged, would execute code, or holds something else.
     """
@@ -56,9 +56,9 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def infer_config(tensors: dict[str, Tensor], *, num_heads: int | None = None) -> DiTConfig:
-    """The architecture of a flat state dict. `num_heads` None: of the published size that it has.
+    """The architecture of a flat state dict. If `num_heads` is None, the published size of that depth and width sets it.
 
-    Raises CheckpointError if it is not a DiT's, or if its number of heads cannot be known.
+    Raises CheckpointError if it is not a DiT's, or if the number of heads stays unknown.
     """
     try:
         width, in_channels, patch_size, _ = tensors["x_embedder.proj.weight"].shape

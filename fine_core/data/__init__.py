@@ -1,1 +1,1 @@
-"""Datasets: embedded, generated or by path, and their readers."""
+"""Datasets (built-in, generated or by path) and their readers."""

@@ -1,7 +1,7 @@
 """Datasets by path: `imagefolder:PATH` and `parquet:PATH`.
 
-Such a set is known by a name that says all that fixes its images: `imagefolder:/data/pets[64px,flips,1a2b3c4d]`, with a
-fingerprint of its files. Whoever opens the name and finds other files says so.
+The name of such a set contains everything that fixes its images: `imagefolder:/data/pets[64px,flips,1a2b3c4d]`, with a
+fingerprint of its files. Opening the name raises an error if the files have changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def is_by_path(name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetPath:
-    """A set by path, its images cropped to `image_size` (of latents: their own), and flipped at random if `flips`."""
+    """A set by path. Images are cropped to `image_size` (latents keep their size) and flipped at random if `flips`."""
 
     kind: str
     path: str
@@ -46,7 +46,7 @@ class DatasetPath:
 
     @property
     def unflipped(self) -> str:
-        """The name of the same set whose images are taken as they are."""
+        """The name of the same set without random flips."""
         return str(replace(self, flips=False))
 
     @classmethod
@@ -65,7 +65,7 @@ class DatasetPath:
 
 
 def resolve(text: str, *, image_size: int, flips: bool) -> str:
-    """The name of the set that `text` (KIND:PATH) means. Raises DataError if there is none that can be used."""
+    """The full name of the set that `text` (KIND:PATH) stands for. Raises DataError if it cannot be used."""
     kind, _, path = text.partition(":")
     if kind not in KINDS or not path:
         raise DataError(f"{text!r} names no images; write {' or '.join(f'{kind}:PATH' for kind in KINDS)}")
@@ -81,14 +81,14 @@ def resolve(text: str, *, image_size: int, flips: bool) -> str:
 def _open(kind: str, path: str, image_size: int) -> Reader:
     if kind == "imagefolder":
         return FolderReader(path, image_size)
-    from fine_core.data.readers.parquet import ParquetReader  # late: pyarrow is not on every machine that trains
+    from fine_core.data.readers.parquet import ParquetReader  # imported late: some training machines have no pyarrow
 
     return ParquetReader(path, image_size)
 
 
 @lru_cache(maxsize=8)
 def info_by_path(name: str) -> DatasetInfo:
-    """What is known of a set by its name. Raises DataError if its files are not those that the name was made of."""
+    """Dataset info from a set's name. Raises DataError if its files differ from those that the name was made of."""
     spec = DatasetPath.parse(name)
     reader = _open(spec.kind, spec.path, spec.image_size)
     if reader.fingerprint != spec.fingerprint:

@@ -1,4 +1,4 @@
-"""A dataset whose images are read from files when they are needed."""
+"""A dataset that reads its images from files on demand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from fine_core.data.readers.base import Reader
 from fine_core.data.source import Augmentation
 
-CACHE_LIMIT_BYTES = 2**28  # smaller sets are kept in memory once they have been read
+CACHE_LIMIT_BYTES = 2**28  # smaller sets stay in memory after the first read
 
 
 class _Kept:
@@ -31,7 +31,7 @@ class _Kept:
         return self.values[rows]
 
     def _with_their_groups(self, rows: Tensor) -> Tensor:
-        """What lies in one group with `rows`: it is read with them, and would have to be read again."""
+        """All rows of the groups that contain `rows`: a group is read as a whole, so keeping all of it avoids a second read."""
         sizes = self.reader.group_sizes
         if sizes is None:
             return rows
@@ -41,7 +41,7 @@ class _Kept:
 
 
 class FileSet:
-    """The images or latents of a reader as models take them; `scale` is that of latents, None for images."""
+    """The images or latents of a reader, as model inputs. `scale` is the latents' scale, None for images."""
 
     in_memory = False
 
@@ -73,7 +73,7 @@ class FileSet:
         return Augmentation(flipped=flipped, noise=noise)
 
     def take(self, rows: Tensor, augmentation: Augmentation | None = None) -> Tensor:
-        """Without augmentation: images unflipped, latents at their posterior's mean."""
+        """Rows as model inputs. Without augmentation images are unflipped, and latents are the mean of their posterior."""
         raw = self.reader.read(rows.cpu()).to(self.to_device)
         if self.scale is not None:
             return self._drawn(raw.float(), augmentation) * self.scale
@@ -83,7 +83,7 @@ class FileSet:
         return torch.where(augmentation.flipped[:, None, None, None], images.flip(-1), images)
 
     def _drawn(self, raw: Tensor, augmentation: Augmentation | None) -> Tensor:
-        """Latents (n, C, H, H) of stored moments (n, views, 2, C, H, H): mean and deviation of each view."""
+        """Latents (n, C, H, H) drawn from stored moments (n, views, 2, C, H, H): mean and standard deviation of each view."""
         if augmentation is None:
             return raw[:, 0, 0]
         view = augmentation.flipped.long()

@@ -1,7 +1,7 @@
-"""Latents of images by a local AutoencoderKL (diffusers): encoding to Parquet, and decoding of what models draw.
+"""Latents of a local AutoencoderKL (diffusers): encoding images to Parquet, and decoding samples.
 
-A row holds mean and standard deviation of the posterior in float16, of the image and, if flips are kept, of its mirror image.
-Models take `scale` times a draw (0.18215 for Stable Diffusion's VAE, as in DiT, arXiv 2212.09748, section 4.1).
+A row holds the posterior's mean and standard deviation in float16: of the image and, if flips are kept, of its mirror image.
+The model's input is `scale` times a draw (0.18215 for Stable Diffusion's VAE, as in DiT, arXiv 2212.09748, section 4.1).
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def vae_sha256(folder: str | os.PathLike) -> str:
 
 
 def load_vae(config: str | os.PathLike, weights: str | os.PathLike) -> nn.Module:
-    """The AutoencoderKL of two files, in eval mode and frozen. Raises CheckpointError for one that does not fit."""
+    """The AutoencoderKL of two files, in eval mode and frozen. Raises CheckpointError if they do not fit together."""
     from diffusers import AutoencoderKL
 
     try:
-        with tempfile.TemporaryDirectory() as folder:  # as a folder, so that diffusers renames what older versions wrote
+        with tempfile.TemporaryDirectory() as folder:  # a folder, because then diffusers renames the keys of older versions
             for name, file in ((VAE_CONFIG, config), (VAE_WEIGHTS, weights)):
                 (Path(folder) / name).symlink_to(Path(file).absolute())
             vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False)
-    except Exception as error:  # diffusers and safetensors raise of every kind
+    except Exception as error:  # diffusers and safetensors raise exceptions of many types
         reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise CheckpointError(f"{config} and {weights} are no readable AutoencoderKL: {reason}") from error
     return vae.eval().requires_grad_(False)
@@ -57,7 +57,7 @@ def load_vae(config: str | os.PathLike, weights: str | os.PathLike) -> nn.Module
 
 @torch.no_grad()
 def encode(vae: nn.Module, images: Tensor, *, flips: bool) -> Tensor:
-    """Moments (N, views, 2, C, h, h), float16, of images (N, 3, H, H) in [-1, 1]: mean and deviation, as it is and mirrored."""
+    """Moments (N, views, 2, C, h, h), float16, of images (N, 3, H, H) in [-1, 1]. Views: the image, its mirror image."""
     views = [images, images.flip(-1)] if flips else [images]
     posteriors = [vae.encode(view).latent_dist for view in views]
     moments = [torch.stack([posterior.mean, posterior.std], dim=1) for posterior in posteriors]
@@ -66,12 +66,12 @@ def encode(vae: nn.Module, images: Tensor, *, flips: bool) -> Tensor:
 
 @torch.no_grad()
 def decode(vae: nn.Module, latents: Tensor, *, scale: float) -> Tensor:
-    """uint8 images (N, 3, H, H) of latents as models draw them (N, C, h, h)."""
+    """uint8 images (N, 3, H, H) from sampled latents (N, C, h, h)."""
     return torch.cat([to_uint8(vae.decode(batch / scale).sample) for batch in latents.split(DECODE_BATCH)])
 
 
 def write_latents(filesystem: fs.FileSystem, path: str, moments: Tensor, labels: Tensor, info: LatentInfo) -> None:
-    """Write moments (N, views, 2, C, h, h) and labels (N,) as one Parquet file, which appears whole or not at all."""
+    """Write moments (N, views, 2, C, h, h) and labels (N,) as one Parquet file. The write is atomic."""
     rows = moments.numpy().reshape(len(moments), -1)
     column = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
     header = {"shape": list(moments.shape[1:]), "latents": asdict(info)}

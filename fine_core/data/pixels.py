@@ -1,4 +1,4 @@
-"""Images in [-1, 1] to bytes."""
+"""Conversion of images in [-1, 1] to bytes."""
 
 from __future__ import annotations
 

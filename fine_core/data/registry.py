@@ -1,8 +1,7 @@
-"""Datasets by name: real handwritten digits, domains made from them, and procedural scenes, all embedded or generated, in
-memory; and sets by path.
+"""Datasets by name: real handwritten digits, domains derived from them and procedural scenes, all in memory; and sets by path.
 
-Splits: `train` is what models learn from, `pool` all images of the domain that are not held out (larger than `train` where a
-domain has few training images; scores are taken against it), `held_out` a fifth. A set by path is all in `train` and `pool`.
+Splits: `train` has the training images. `pool`, the reference of scores, has all images of the domain that are not held out:
+more than `train` if the domain has few training images. `held_out` has a fifth. A set by path is wholly in `train` and `pool`.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ def _digits_info(summary: str, load: Callable[[], ImageSet], **fields) -> Datase
 
 
 def _scenes_infos(image_size: int, suffix: str) -> dict[str, DatasetInfo]:
-    """Source, target and all solids together at one resolution."""
+    """Scenes at one resolution: source solids, target solids, and all of them."""
 
     def info(summary: str, solids: tuple[str, ...], **fields) -> DatasetInfo:
         same = {"image_size": image_size, "channels": 3, "num_classes": len(solids), "load": _scenes(solids, image_size)}
@@ -87,7 +86,7 @@ DATASETS = {
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """Raises ValueError for an unknown dataset, DataError for files that cannot be used."""
+    """Description of a dataset. Raises ValueError if it is unknown, DataError for files that cannot be used."""
     if is_by_path(name):
         return info_by_path(name)
     if name not in DATASETS:
@@ -103,7 +102,7 @@ def image_size_of(name: str) -> int:
 
 
 def reference_dataset(name: str) -> str:
-    """The dataset whose images a dataset's models are compared with, as they are: of latents, what they were made from."""
+    """The dataset, without random flips, that samples are compared with. For latents: the images that were encoded."""
     if not is_by_path(name):
         return name
     latents = info_by_path(name).latents
@@ -111,7 +110,7 @@ def reference_dataset(name: str) -> str:
 
 
 def short_name(name: str) -> str:
-    """A dataset's name for titles and files: that of its folder and its size, if it is by path."""
+    """A dataset's name for titles and files. For a set by path: its folder's name and the image size."""
     return name if name in DATASETS else DatasetPath.parse(name).short
 
 
@@ -121,7 +120,7 @@ def _whole(name: str) -> ImageSource:
 
 
 def load_dataset(name: str, split: str) -> ImageSource:
-    """One split of a dataset (see SPLITS); loaded once. Raises ValueError for an unknown dataset or split."""
+    """One split of a dataset (see SPLITS), cached. Raises ValueError for an unknown dataset or split."""
     if split not in SPLITS or (is_by_path(name) and split == "held_out"):
         raise ValueError(f"{name} has no split {split!r}")
     return _whole(name) if is_by_path(name) else _part(name, split)
@@ -147,7 +146,7 @@ def labels_to_sample(reference: ImageSource, num_samples: int) -> Tensor:
 
 
 def rows_in_mixed_order(data: ImageSource, batch_size: int) -> Iterator[Tensor]:
-    """All rows once, in a fixed random order; rows that lie together in groups stay together, the groups are mixed."""
+    """All rows once, in a fixed random order. Rows of a group stay together; the order of the groups is random."""
     generator = torch.Generator().manual_seed(0)
     if data.group_sizes is None:
         yield from torch.randperm(len(data), generator=generator).to(data.device).split(batch_size)

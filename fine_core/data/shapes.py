@@ -18,7 +18,7 @@ BACKGROUND, FLOOR, SOLID = 0, 1, 2  # values of the segmentation
 CAMERA_HEIGHT, CAMERA_DISTANCE, CAMERA_PITCH, FOCAL_LENGTH = 1.3, 3.2, 0.3, 1.7
 WALL_Z = -1.6
 NUM_MARCH_STEPS, HIT_DISTANCE, NORMAL_STEP = 28, 8e-3, 1e-3
-EDGE_DEPTH = 0.25  # a jump in depth that counts as an edge
+EDGE_DEPTH = 0.25  # smallest jump in depth that counts as an edge
 OVERSAMPLING = 2  # colours are averaged over this many rays along each side of a pixel
 SCENES_AT_A_TIME = 256
 
@@ -101,7 +101,7 @@ SOLIDS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class _Layout:
-    """What is drawn at random for each scene; every tensor starts with N."""
+    """Random parameters of each scene. The first dimension of every tensor is N."""
 
     position: Tensor  # (N, 3)
     scale: Tensor  # (N,)
@@ -165,7 +165,7 @@ def _render(solid: Callable[[Tensor], Tensor], layout: _Layout, image_size: int)
     origin, directions, axis = _rays(image_size)
     rotation = _about_y(layout.yaw)  # (N, 3, 3)
     scale = layout.scale[:, None, None]
-    # The solid stands still at unit size: rays are moved into its coordinates once, where they keep their length's unit.
+    # Rays are transformed once into the solid's coordinates, where it has unit size; lengths along a ray keep their unit.
     local_origin = ((origin - layout.position) / layout.scale[:, None])[:, None] @ rotation  # (N, 1, 3)
     local_directions = directions @ rotation[:, None] / scale[..., None]  # (N, H, H, 3)
 
@@ -189,7 +189,7 @@ def _render(solid: Callable[[Tensor], Tensor], layout: _Layout, image_size: int)
     offsets = NORMAL_STEP * torch.eye(3)
     gradient = torch.stack([solid(surface + offset) - solid(surface - offset) for offset in offsets], dim=-1)
     solid_normals = F.normalize(gradient, dim=-1) @ rotation[:, None].mT
-    flat = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])[far]  # of the wall and of the floor
+    flat = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])[far]  # normals of the wall and of the floor
     normals = torch.where(hit[..., None], solid_normals, flat)
 
     color = layout.colors[torch.arange(len(hit))[:, None, None], segmentation]  # (N, H, H, 3)
@@ -203,7 +203,7 @@ def _render(solid: Callable[[Tensor], Tensor], layout: _Layout, image_size: int)
 
 
 def _edges(segmentation: Tensor, depth: Tensor) -> Tensor:
-    """Pixels whose right or lower neighbour is another surface or lies clearly deeper or nearer."""
+    """Pixels whose right or lower neighbour lies on another surface or at a clearly different depth."""
     edges = torch.zeros_like(segmentation, dtype=torch.bool)
     for dim in (1, 2):
         length = segmentation.shape[dim] - 1

@@ -1,4 +1,4 @@
-"""What a set of training images is to those who use it: labels in memory, and images or latents by their rows."""
+"""Dataset interface: labels in memory, images or latents by row index."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-LANES = 8  # groups of rows that a batch is mixed from, of sets that are read in groups
+LANES = 8  # number of row groups that are mixed in a batch, for sets that are read in groups
 
 
 class DataError(ValueError):
@@ -18,7 +18,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What chance adds to N images: `flipped` (N,), and the noise (N, C, H, H) that draws latents from their posterior."""
+    """Random augmentation of N images: `flipped` (N,), and the noise (N, C, H, H) that draws latents from their posterior."""
 
     flipped: Tensor
     noise: Tensor | None
@@ -28,10 +28,10 @@ class Augmentation:
 
 
 class ImageSource(Protocol):
-    """N labelled images (C, H, H) in [-1, 1], or latents as a model takes them.
+    """N labelled images (C, H, H) in [-1, 1], or latents as model inputs.
 
-    `device` is where `labels` (N,) are, and where rows are to be named. `group_sizes`: how many rows lie together and should
-    be read together, where that matters.
+    `labels` (N,) and row indices are on `device`. `group_sizes` are the numbers of consecutive rows that should be read
+    together; None if the order does not matter.
     """
 
     labels: Tensor
@@ -43,10 +43,10 @@ class ImageSource(Protocol):
     def __len__(self) -> int: ...
 
     def to(self, device: torch.device | str) -> ImageSource:
-        """The same set, whose images are taken to `device`."""
+        """The same set; its images are returned on `device`."""
 
     def draw_augmentation(self, number: int, generator: torch.Generator) -> Augmentation | None:
-        """None for a set that is used as it is."""
+        """Random augmentation for `number` images, or None if the set has no augmentation."""
 
     def take(self, rows: Tensor, augmentation: Augmentation | None = None) -> Tensor:
         """Images (n, C, H, H) of `rows` (n,)."""
@@ -85,7 +85,7 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentInfo:
-    """How latents were made: by which VAE (hash of its weights), times which scale, from which images."""
+    """Origin of latents: the VAE (hash of its weights), the scale, and the dataset of images."""
 
     vae_sha256: str
     scale: float
@@ -95,10 +95,10 @@ class LatentInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What is known of a dataset before it is loaded.
+    """Description of a dataset, available without loading it.
 
-    `train_per_class` limits the `train` split; `features_of` names the dataset on which the classifier is trained whose
-    features score this one (its own where None). `latents` is None for images.
+    `train_per_class` limits the `train` split. `features_of` names the dataset of the classifier whose features score this
+    one (None: this dataset itself). `latents` is None for images.
     """
 
     summary: str

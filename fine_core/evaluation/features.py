@@ -1,4 +1,4 @@
-"""What a feature extractor makes of images, whatever network it is: the numbers that every score is computed from."""
+"""Features of images by any extractor: the numbers from which all scores are computed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Features:
 
     @staticmethod
     def join(parts: Sequence[Features]) -> Features:
-        """The features of all parts, in their order. The parts come from one extractor."""
+        """Concatenate features of one extractor, in order."""
         return Features(
             pooled=torch.cat([part.pooled for part in parts]),
             spatial=_join([part.spatial for part in parts]),

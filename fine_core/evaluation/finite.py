@@ -1,4 +1,4 @@
-"""Numbers that are not finite: a failure, never a score."""
+"""Checks for numbers that are not finite: they are a failure, never a score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The protocol of a score: how it was obtained, without which it does not exist."""
+"""The protocol of a score: how it was obtained. There is no score without a protocol."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from fine_core.sampling.sampler import SamplerSpec
 
-NEIGHBOURS = 3  # of the manifolds of precision and recall, as in the paper
+NEIGHBOURS = 3  # neighbours k of precision and recall, as in the paper
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +29,10 @@ class EvaluationSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Everything that fixes how a score was obtained. Scores of equal protocols, and no others, may be compared.
+    """Everything that fixes how a score was obtained. Only scores of equal protocols may be compared.
 
-    `extractor` and `reference` are names with hashes of their content; `replaced_steps` are denoising steps that another
-    model took (see `fine_core.sampling.draw.Tail`). As text it is one line for people.
+    `extractor` and `reference` are names with hashes of their content. `replaced_steps` is the number of denoising steps
+    that another model took (see `fine_core.sampling.draw.Tail`). `str()` gives one line for people.
     """
 
     extractor: str

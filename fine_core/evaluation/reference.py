@@ -1,7 +1,7 @@
-"""What generated images are compared with: moments of a reference set's features, and some of the features themselves.
+"""References of scores: moments of a reference set's features, and some of the features themselves.
 
-Built from features batch by batch, or read from an `.npz` of ADM's evaluation suite (Dhariwal and Nichol, arXiv 2105.05233,
-section 2.2), in whose format samples are also written.
+A reference is built from features batch by batch, or read from an `.npz` of ADM's evaluation suite (Dhariwal and Nichol,
+arXiv 2105.05233, section 2.2). Samples are written in the same format.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from fine_core.checkpoints.native import CheckpointError, load_tensors, save_ten
 from fine_core.evaluation.features import Features, extract_features
 from fine_core.files import whole_file
 
-MAX_KEPT_FEATURES = 10_000  # rows; what ADM's published references have for precision and recall
-IMAGES_AT_ONCE = 64  # through an extractor, which may be as large as Inception
+MAX_KEPT_FEATURES = 10_000  # rows; as many as ADM's published references have for precision and recall
+IMAGES_AT_ONCE = 64  # per pass of an extractor, which may be as large as Inception
 ADM_ARRAYS = ("mu", "sigma", "mu_s", "sigma_s", "arr_0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """Mean (F,) and unbiased covariance (F, F) of `num_samples` feature vectors, float64; 0 where their number is not known."""
+    """Mean (F,) and unbiased covariance (F, F) of `num_samples` feature vectors, float64. `num_samples` 0: unknown."""
 
     mean: Tensor
     covariance: Tensor
@@ -36,13 +36,13 @@ class Moments:
 
 
 class MomentsAccumulator:
-    """Moments of features that come in parts, merged as in Chan et al. 1979: an offset of all features costs no digits."""
+    """Running moments of features in batches, merged as in Chan et al. 1979: a large mean costs no precision."""
 
     def __init__(self) -> None:
         self._num_samples = 0
 
     def add(self, features: Tensor) -> None:
-        """Take features (N, F) in; N may differ from part to part."""
+        """Add features (N, F); N may differ between calls."""
         if len(features) == 0:
             return
         features = features.double()
@@ -94,7 +94,7 @@ class Reference:
 
 
 class ReferenceBuilder:
-    """A reference from features that come in parts; of the pooled ones the first MAX_KEPT_FEATURES are kept."""
+    """Builds a reference from features in batches, and keeps the first MAX_KEPT_FEATURES pooled ones."""
 
     def __init__(self) -> None:
         self._pooled, self._spatial = MomentsAccumulator(), MomentsAccumulator()
@@ -102,7 +102,7 @@ class ReferenceBuilder:
         self._has_spatial = False
 
     def add(self, features: Features) -> None:
-        """Take the features of some images in; all come from one extractor."""
+        """Add features of some images. All calls must use one extractor."""
         self._pooled.add(features.pooled)
         if features.spatial is not None:
             self._spatial.add(features.spatial)
@@ -120,10 +120,10 @@ class ReferenceBuilder:
 def reference_from_adm(path: str | os.PathLike, extractor: nn.Module) -> Reference:
     """A reference from an `.npz` of ADM's evaluation suite: `mu`, `sigma`, `mu_s` and `sigma_s`, `arr_0`, or all of them.
 
-    `mu` and `sigma` are the pooled moments, `mu_s` and `sigma_s` the spatial ones; the kept features are those of the first
-    images of `arr_0` (N, H, H, C), uint8, by the extractor. Without `mu` and `sigma` everything comes from all of `arr_0`,
-    which is held in memory as a whole. Raises CheckpointError for a file that is none of this or is of another extractor:
-    by its features of `arr_0`, else by its `num_features`, if it has that.
+    `mu` and `sigma` are the pooled moments, `mu_s` and `sigma_s` the spatial ones. The kept features are the extractor's, of
+    the first images of `arr_0` (N, H, H, C), uint8. Without `mu` and `sigma` the moments too come from `arr_0`, which is
+    held in memory as a whole. Raises CheckpointError for other content, and for moments of another extractor: they do not
+    fit its features of `arr_0` or, without images, its `num_features` (if it has that).
     """
     arrays = _read_npz(path)
     pooled, spatial = _moments(arrays, "mu", "sigma", path), _moments(arrays, "mu_s", "sigma_s", path)
@@ -151,7 +151,7 @@ def _check_dimension(moments: Moments | None, expected: int | None, what: str, p
 
 
 def _read_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Those of ADM_ARRAYS that an `.npz` has. Nothing is unpickled."""
+    """The arrays named in ADM_ARRAYS that an `.npz` has. Nothing is unpickled."""
     if not Path(path).is_file():
         raise CheckpointError(f"no such file: {path}")
     try:
@@ -183,7 +183,7 @@ def _moments(arrays: Mapping[str, np.ndarray], mean: str, covariance: str, path:
 
 
 def _images(arrays: Mapping[str, np.ndarray], path: str | os.PathLike) -> Tensor | None:
-    """Images (N, C, H, H), uint8, of `arr_0` if it is there."""
+    """uint8 images (N, C, H, H) from `arr_0`, or None without it."""
     if "arr_0" not in arrays:
         return None
     images = arrays["arr_0"]
@@ -195,10 +195,10 @@ def _images(arrays: Mapping[str, np.ndarray], path: str | os.PathLike) -> Tensor
 def save_samples_npz(path: str | os.PathLike, images: Tensor) -> None:
     """Write uint8 images (N, C, H, H) as ADM's evaluator reads samples: `arr_0` (N, H, H, 3), grayscale repeated to RGB.
 
-    The file appears whole or not at all. Raises ValueError for other images.
+    The write is atomic. Raises ValueError for other images.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"samples are {images.dtype} {tuple(images.shape)}; they must be uint8 (N, 1 or 3, H, H)")
     pixels = images.cpu().expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
-    with whole_file(path) as temporary, open(temporary, "wb") as file:  # a name without .npz would get it appended
+    with whole_file(path) as temporary, open(temporary, "wb") as file:  # to a path, numpy would append .npz
         np.savez(file, arr_0=pixels.contiguous().numpy())

@@ -1,4 +1,4 @@
-"""Scores of generated images from their features and a reference, and the protocol without which a score does not exist.
+"""Scores of generated images, from their features and a reference.
 
 FID: Heusel et al., arXiv 1706.08500, equation 6. sFID, which is FID on spatial features: Nash et al., arXiv 2103.03841. KID:
 Binkowski et al., arXiv 1801.01401, section 4. Precision and recall: Kynkäänniemi et al., arXiv 1904.06991, section 2.
@@ -18,15 +18,15 @@ from fine_core.evaluation.reference import Moments, MomentsAccumulator, Referenc
 from fine_core.randomness import stream_seed
 
 KID_SUBSETS = 50
-KID_SUBSET_SHARE = 0.5  # of the smaller set, at most KID_SUBSET_LIMIT
+KID_SUBSET_SHARE = 0.5  # share of the smaller set; at most KID_SUBSET_LIMIT rows
 KID_SUBSET_LIMIT = 1000
-CHUNK_ROWS = 1024  # of a distance matrix that is held at once
+CHUNK_ROWS = 1024  # rows of a distance matrix that are in memory at once
 INCEPTION_SPLITS = 10  # as in the paper; fewer below 20 samples
-SMALLEST_LOG = -700.0  # whose exponential is a float64 above zero
+SMALLEST_LOG = -700.0  # its exponential is still a float64 above zero
 
 
 class _PrecomputedFeatures(nn.Module):
-    """Hands features through, so that one extraction serves every torchmetrics score."""
+    """Identity "extractor" for torchmetrics: features are extracted once and reused by every score."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     variances, directions = torch.linalg.eigh(a.covariance)
     root = (directions * variances.clamp(min=0).sqrt()) @ directions.T
     squared_overlaps = torch.linalg.eigvalsh(root @ b.covariance @ root)
-    overlap = squared_overlaps.clamp(min=0).sqrt().sum()  # rounding makes zeros negative
+    overlap = squared_overlaps.clamp(min=0).sqrt().sum()  # rounding can make zeros negative
     distance = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * overlap
     return distance.item()
 
@@ -67,7 +67,7 @@ def _moments(features: Tensor) -> Moments:
 def kid_from_features(real: Tensor, fake: Tensor, *, seed: int) -> float:
     """Kernel distance (mean over subsets) between two feature sets; the subsets are drawn from `seed`."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchmetrics warns that KID keeps all features, which ours are already
+        warnings.simplefilter("ignore")  # torchmetrics warns that KID keeps all features in memory; ours are there already
         from torchmetrics.image.kid import KernelInceptionDistance
 
         subset_size = min(KID_SUBSET_LIMIT, max(2, int(KID_SUBSET_SHARE * min(len(real), len(fake)))))
@@ -93,7 +93,7 @@ def inception_score(logits: Tensor, *, seed: int) -> float:
     if len(logits) < 2:
         raise ValueError(f"the Inception score needs at least 2 samples, got {len(logits)}")
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # torchmetrics warns of kept features, torch of a single split's deviation
+        warnings.simplefilter("ignore")  # torchmetrics warns about memory, torch about the deviation of a single split
         from torchmetrics.image.inception import InceptionScore
 
         metric = InceptionScore(
@@ -111,8 +111,8 @@ def inception_score(logits: Tensor, *, seed: int) -> float:
 def precision_and_recall(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) -> tuple[float, float]:
     """Share of fakes (M, F) within the manifold of the reals (N, F), and of reals within that of the fakes.
 
-    A manifold is the union of balls around its points, each out to the `neighbours`-th nearest other. Raises ValueError for
-    sets that are not larger than that.
+    A manifold is the union of balls around its points. A ball's radius is the distance to the `neighbours`-th nearest other
+    point. Raises ValueError for sets of at most `neighbours` points.
     """
     if min(len(real), len(fake)) <= neighbours:
         raise ValueError(f"precision and recall need more than {neighbours} samples, got {len(real)} real and {len(fake)} fake")
@@ -122,7 +122,7 @@ def precision_and_recall(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHB
 
 def _share_within(centers: Tensor, points: Tensor, neighbours: int) -> float:
     """Share of points (M, F) that lie in a ball around at least one of the centers (N, F)."""
-    # The nearest of all is the center itself.
+    # + 1: the nearest point of a center is the center itself.
     radii = torch.cat([torch.cdist(rows, centers).kthvalue(neighbours + 1).values for rows in centers.split(CHUNK_ROWS)])
     within = [(torch.cdist(rows, centers) <= radii).any(dim=1) for rows in points.split(CHUNK_ROWS)]
     return torch.cat(within).double().mean().item()

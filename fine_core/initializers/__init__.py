@@ -1,1 +1,1 @@
-"""Ways to start a base model of any size, one file or folder each."""
+"""Initializations of base models of any size, one file or folder each."""

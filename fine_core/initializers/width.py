@@ -1,6 +1,6 @@
-"""Narrower models out of a wider learngene: which rows to keep, consistently over all tensors.
+"""Narrower models from a wider learngene: the choice of rows to keep, consistent over all tensors.
 
-The paper has no width experiment; this is an extension of FINE (arXiv 2409.19289) and is labelled so in the docs.
+This extends FINE (arXiv 2409.19289): the paper has no experiment with widths.
 Three index sets are chosen once and used everywhere: residual channels, whole attention heads, hidden units of the MLP.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fine_core.dit import MLP_RATIO, ModelSize
 
-# Tensor -> its axes that follow the width: (dimension, index set, number of equal chunks along the dimension).
+# Tensor -> its axes that depend on the width: (dimension, index set, number of equal chunks along the dimension).
 Axes = tuple[tuple[int, str, int], ...]
 WIDTH_AXES: dict[str, Axes] = {
     "left.qkv": ((0, "heads", 3),),
@@ -63,7 +63,7 @@ def check_narrower(source: ModelSize, target: ModelSize) -> None:
 
 
 def prefix_rows(source: ModelSize, target: ModelSize, device: torch.device | str = "cpu") -> RowChoice:
-    """The first rows of every index set: what nested pre-training trains to stand alone."""
+    """The first rows of every index set, which nested pre-training trains as a model of their own."""
     check_narrower(source, target)
     hidden = torch.arange(MLP_RATIO * target.width, device=device)
     channels = hidden[: target.width]
@@ -71,7 +71,7 @@ def prefix_rows(source: ModelSize, target: ModelSize, device: torch.device | str
 
 
 def ranked_rows(source: ModelSize, target: ModelSize, tensors: dict[str, Tensor]) -> RowChoice:
-    """The rows of largest norm, summed over all tensors that share an index set; heads are ranked whole."""
+    """The rows of largest norm, summed over all tensors that share an index set; heads are ranked as wholes."""
     check_narrower(source, target)
     energy = {"residual": torch.zeros(source.width), "heads": torch.zeros(source.width)}
     energy["hidden"] = torch.zeros(MLP_RATIO * source.width)

@@ -1,1 +1,1 @@
-"""What a network predicts, and how images are corrupted for it, one file each."""
+"""Parameterizations: what a network predicts and how images are corrupted, one file each."""

@@ -1,1 +1,1 @@
-"""Parts of a diffusers pipeline. They need diffusers when they are imported, which the rest of fine_core does not."""
+"""Parts of a diffusers pipeline. Only these modules import diffusers when they are imported."""

@@ -1,4 +1,4 @@
-"""The autoencoder of a model of pixels: it hands images through, so that `DiTPipeline` can sample without latents."""
+"""The autoencoder of a pixel model: an identity, so that `DiTPipeline` can sample without latents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sampling through diffusers' schedulers, with classifier-free guidance and seeds that do not depend on the batching."""
+"""Sampling with diffusers' schedulers and classifier-free guidance. Seeds do not depend on the batch size."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fine_core.sampling.sampler import SamplerSpec, make_scheduler
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """Another model takes the last `steps` of the denoising steps, those at the data end, with the null label."""
+    """Another model that takes the last `steps` denoising steps (at the data end), with the null label."""
 
     model: DiT
     steps: int
@@ -51,6 +51,6 @@ def sample_images(
 
 
 def draw_batch(model: DiT, labels: Tensor, spec: SamplerSpec, *, seed: int, index: int, tail: Tail | None = None) -> Tensor:
-    """What a model draws (N, C, H, H) for batch `index`, from the stream (seed, "sample", index)."""
+    """Samples (N, C, H, H) of batch `index`, drawn from the stream (seed, "sample", index)."""
     generator = stream_generator(seed, "sample", index, device=labels.device)
     return sample_images(model, labels, spec, generator=generator, tail=tail)

@@ -1,4 +1,4 @@
-"""How images are drawn: a scheduler of diffusers, the number of denoising steps and the guidance."""
+"""The image sampler: a scheduler of diffusers, the number of denoising steps and the guidance."""
 
 from __future__ import annotations
 

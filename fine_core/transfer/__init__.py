@@ -1,1 +1,1 @@
-"""What transfer methods train, add and store, one file each."""
+"""Parts of transfer methods: what they train, add to a model and store; one file each."""

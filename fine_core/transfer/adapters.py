@@ -13,7 +13,7 @@ ADAPTER_WIDTH = 64
 
 
 class Adapter(nn.Module):
-    """A bottleneck of two linears around GELU whose output starts at zero (Houlsby et al., arXiv 1902.00751)."""
+    """Two linear layers around a bottleneck with GELU; the output starts at zero (Houlsby et al., arXiv 1902.00751)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ def _add_sequential(module: nn.Module, inputs: tuple[Tensor, ...], output: Tenso
 
 
 def apply_adapter(model: DiT, *, parallel: bool, seed: int) -> None:
-    """One adapter at every block's MLP: beside it (parallel, arXiv 2110.04366) or after it (sequential)."""
+    """Add an adapter to every block's MLP: in parallel with it (arXiv 2110.04366) or after it (sequential)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for block in model.blocks:

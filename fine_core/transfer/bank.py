@@ -26,7 +26,7 @@ def bank_labels(num_images: int, num_classes: int, *, seed: int) -> Tensor:
 
 
 def save_bank(path: str | os.PathLike, images: Tensor, *, protocol: dict) -> None:
-    """Write images (N, C, H, H), uint8, or latents, float16, with how they were made. Raises ValueError for other types."""
+    """Write images (N, C, H, H), uint8, or latents, float16, and their protocol. Raises ValueError for other types."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -43,7 +43,7 @@ def save_bank(path: str | os.PathLike, images: Tensor, *, protocol: dict) -> Non
 def load_bank(path: str | os.PathLike, *, null_label: int) -> tuple[ImageSet, dict]:
     """The bank's images in [-1, 1] (latents as they are), all with the null label, and their protocol.
 
-    Raises CheckpointError if the file is damaged or no bank.
+    Raises CheckpointError if the file is damaged or not a bank.
     """
     import pyarrow as pa
     from pyarrow import parquet

@@ -1,4 +1,4 @@
-"""What a transfer changes: the trainable tensors of a model, stored apart from the base model that they belong to."""
+"""Deltas: the trainable tensors of a transfer, stored apart from the base model that they belong to."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from fine_core.checkpoints.native import CheckpointError, load_tensors, save_tensors
 from fine_core.dit import DiT
 
-FIXED = "pos_embed"  # a parameter by name only: the public checkpoints carry the position table
+FIXED = "pos_embed"  # a constant stored as a parameter, because public checkpoints contain the position table
 
 
 def train_only(model: nn.Module, chosen: Callable[[str], bool]) -> None:
-    """Freeze every parameter but those whose name is chosen (the position table is never trained)."""
+    """Freeze every parameter except those whose name is chosen. The position table is never trained."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name != FIXED and chosen(name))
 
@@ -26,13 +26,13 @@ def trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_delta(model: nn.Module, path: str | os.PathLike, config: dict) -> None:
-    """Write the trainable tensors; `config` says by which method and to which base model they belong."""
+    """Write the trainable tensors; `config` names their transfer method and base model."""
     save_tensors(path, trainable_tensors(model), kind="delta", config=config)
 
 
 @torch.no_grad()
 def load_delta(model: nn.Module, path: str | os.PathLike) -> dict:
-    """Put a delta into a base model that its method has prepared; returns the config.
+    """Load a delta into a base model that its transfer method has prepared; returns the config.
 
     Raises CheckpointError if the file is damaged or its tensors are not the trainable ones of the model.
     """
@@ -47,7 +47,7 @@ def load_delta(model: nn.Module, path: str | os.PathLike) -> dict:
 
 
 def dense_from(model: DiT, state: dict[str, Tensor]) -> DiT:
-    """A plain DiT of a model's configuration, on its device, with the tensors of `state`."""
+    """A plain DiT with the config and device of `model` and the tensors of `state`."""
     dense = DiT(model.config).to(model.pos_embed.device)
     dense.load_state_dict(state)
     return dense

@@ -1,4 +1,4 @@
-"""DiffFit: train biases, the label table and new scale factors gamma; everything else stays frozen.
+"""DiffFit: biases, the label table and new scale factors gamma are trained; everything else is frozen.
 
 Xie et al., "DiffFit: Unlocking Transferability of Large Diffusion Models via Simple Parameter-Efficient Fine-Tuning",
 arXiv 2304.06648, section 3. gamma is a vector per channel, starts at 1 and folds into the layer before it.
@@ -47,7 +47,7 @@ def apply_difffit(model: DiT, *, span: float = DEFAULT_SPAN) -> None:
 
 @torch.no_grad()
 def fold_scales(model: DiT) -> DiT:
-    """The dense DiT that computes the same: every gamma goes into the weight and bias before it. `model` is left alone."""
+    """The equivalent dense DiT: every gamma is multiplied into the weight and bias before it. `model` is not changed."""
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("gamma")}
     dense = dense_from(model, state)
     for (module, _, _), (_, _, linear) in zip(_scaled_modules(model), _scaled_modules(dense), strict=True):

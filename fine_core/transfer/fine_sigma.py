@@ -1,7 +1,7 @@
-"""FINE-sigma: take a base model to another domain by moving sigma alone, along the learngene's shared factors.
+"""FINE-sigma: transfer a base model by training sigma alone, along the learngene's shared factors.
 
 Every block matrix becomes W_l + U diag(d_l) V^T with d_l trained from zero (FINE, arXiv 2409.19289, section 3.3, where W_l
-is U diag(sigma_l) V^T itself). Whatever the base model has learned beside its sigma stays. Shapes: D width, R rank.
+is U diag(sigma_l) V^T itself). Everything else that the base model has learned stays. Shapes: D width, R rank.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _add_sigma(linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) ->
 
 
 def apply_fine_sigma(model: DiT, learngene: Learngene, *, width_mode: str) -> None:
-    """Add d_l (R,) to every block matrix and train it alone. Raises ValueError if the learngene is narrower."""
+    """Add d_l (R,) to every block matrix and train only d_l. Raises ValueError if the learngene is narrower."""
     device = model.pos_embed.device
     factors = learngene.assemble(model.config.size, width_mode=width_mode).to(device)
     for matrix, linear in _linears(model):
@@ -42,7 +42,7 @@ def apply_fine_sigma(model: DiT, learngene: Learngene, *, width_mode: str) -> No
 
 @torch.no_grad()
 def merge_fine_sigma(model: DiT) -> DiT:
-    """The dense DiT that computes the same. `model` is left alone."""
+    """The equivalent dense DiT. `model` is not changed."""
     dense = dense_from(model, {name: t for name, t in model.state_dict().items() if not name.endswith("delta_sigma")})
     for (_, source), (_, target) in zip(_linears(model), _linears(dense), strict=True):
         target.weight += (source.left * source.delta_sigma) @ source.right.T

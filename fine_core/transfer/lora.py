@@ -1,7 +1,6 @@
-"""Parameter-efficient baselines of DiffFit's comparison (arXiv 2304.06648, table 1): BitFit, LoRA, adapters, VPT-Deep.
+"""LoRA: low-rank updates of linear layers, a baseline of DiffFit's comparison (arXiv 2304.06648, table 1).
 
-All train the label table too. Each starts exactly at the base model, except VPT-Deep: a prompt token takes part in the
-attention from the first step on.
+The label table is trained too. At the start the model computes exactly what the base model does.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ LORA_TARGETS = {"qkv": ["attn.qkv"], "all": ["attn.qkv", "attn.proj", "mlp.fc1",
 
 
 def apply_lora(model: DiT, *, rank: int, targets: str, seed: int) -> None:
-    """Hu et al., "LoRA", arXiv 2106.09685, through peft: low-rank updates of the blocks' linears that `targets` names.
+    """Hu et al., "LoRA", arXiv 2106.09685, through peft: low-rank updates of the blocks' linear layers that `targets` names.
 
     alpha is 2 * rank. Needs the `lora` extra.
     """
@@ -33,7 +32,7 @@ def apply_lora(model: DiT, *, rank: int, targets: str, seed: int) -> None:
 
 @torch.no_grad()
 def merge_lora(model: DiT) -> DiT:
-    """The dense DiT that computes the same: every update added to its weight. `model` is left alone."""
+    """The equivalent dense DiT: every update is added to its weight. `model` is not changed."""
     from peft.tuners.lora import LoraLayer
 
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}

@@ -1,4 +1,4 @@
-"""VPT-Deep: a trained prompt token in each of the first blocks."""
+"""VPT-Deep: a trained prompt token in each of the first blocks. Prompts change the output from the first step on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def apply_prompts(model: DiT, *, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for block in model.blocks[:PROMPTED_BLOCKS]:
-            prompt = torch.empty(1, 1, width).uniform_(-bound, bound)  # on the CPU, whose generator is seeded
+            prompt = torch.empty(1, 1, width).uniform_(-bound, bound)  # on the CPU: only its generator is seeded
             block.prompt = nn.Parameter(prompt.to(block.mlp.fc1.weight.device))
             block.register_forward_pre_hook(_prepend_prompt)
             block.register_forward_hook(_drop_prompt)

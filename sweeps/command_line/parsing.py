@@ -50,7 +50,7 @@ class RenamedOption(click.Option):
 class OneLineErrors(click.Command):
     """A command whose usage errors are one line, like its other errors."""
 
-    def main(self, *args, **options):
+    def main(self, *args: Any, **options: Any) -> Any:
         try:
             return super().main(*args, **{**options, "standalone_mode": False})
         except click.UsageError as error:

@@ -64,3 +64,18 @@ def test_distilled_samples_follow_the_teacher_and_the_others_the_noise():
     distance = (student(x_t, t, y) - teacher(x_t, t, y)).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(losses[distilled], distance[distilled])
     torch.testing.assert_close(losses[~distilled], diffusion.losses(student, x0, t, y, noise)[~distilled])
+
+
+def test_the_normal_distribution_is_approximated_as_in_the_public_code():
+    from fine_core.parameterizations.ddpm import _normal_cdf
+
+    x = torch.linspace(-6, 6, 200, dtype=torch.float64)
+    exact = torch.distributions.Normal(0.0, 1.0).cdf(x)
+    assert (_normal_cdf(x) - exact).abs().max() < 5e-4 and torch.allclose(_normal_cdf(x), 1 - _normal_cdf(-x))
+    assert _normal_cdf(torch.tensor(math.nan)).isnan()
+
+
+def test_a_loss_with_learned_variance_that_is_not_finite_is_returned_and_raises_nothing():
+    x0, t = torch.rand(2, 1, 4, 4), torch.tensor([0, 500])
+    losses = Diffusion().losses(lambda x, t, y: torch.full((2, 2, 4, 4), math.nan), x0, t, t, torch.randn_like(x0))
+    assert losses.isnan().all()

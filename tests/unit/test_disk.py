@@ -14,10 +14,12 @@ from sweeps.planning.disk import DiskFull, check_disk, disk_need
 from sweeps.planning.plan import Plan, plan_grid
 from sweeps.results.cleaning import clean, deletable
 from sweeps.size_grid import main
+from tests.searches import record_of
+from trainables.specs.base import JobSpec
 from trainables.specs.models import BaseModelSpec
+from trainables.specs.scores import ScoreSpec
 from trainables.specs.transfers import BankSpec, TransferSpec
-from trainables.storage.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
-from trainables.storage.provenance import common_record
+from trainables.storage.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
 from trainables.storage.store import Store
 
 
@@ -30,15 +32,22 @@ def small_plan() -> Plan:
 def publish(store: Store, job, folder, fid: float = 1.0) -> None:
     folder = folder / job.id
     folder.mkdir(parents=True)
-    files = {BaseModelSpec: MODEL_FILE, TransferSpec: DELTA_FILE, BankSpec: BANK_FILE}
+    files = {BaseModelSpec: MODEL_FILE, TransferSpec: DELTA_FILE, BankSpec: BANK_FILE, ScoreSpec: SAMPLES_FILE}
     name = files.get(type(job), LEARNGENE_FILE)
-    (folder / name).write_bytes(bytes(1000))
-    (folder / "samples.png").write_bytes(bytes(10))
-    size = getattr(job, "size", None)
-    params = 0 if size is None else size.depth
-    metrics = {"fid": fid, "train_s": 1.0, "eval_s": 1.0, "params_total": params, "params_trainable": params}
-    metrics |= {"macs": params, "serve_bytes": params}
-    store.publish(job, folder, {**common_record(job), "metrics": metrics, "protocol": "p", "made_by": None})
+    (folder / name).write_bytes(bytes(10 if isinstance(job, ScoreSpec) else 1000))
+    metrics = {"job_s": 1.0, "peak_memory_bytes": 1}
+    if isinstance(job, ScoreSpec):
+        metrics |= {"fid": fid, "eval_s": 1.0}
+    else:
+        size = getattr(job, "size", None)
+        params = 0 if size is None else size.depth
+        metrics |= {"train_s": 1.0, "params_total": params, "params_trainable": params}
+        metrics |= {"macs": params, "serve_bytes": params}
+    store.publish(job, folder, record_of(job, metrics))
+
+
+def jobs_of_kind(plan: Plan, kind: str) -> list[JobSpec]:
+    return [job for job in plan.jobs if job.kind == kind]
 
 
 @pytest.fixture
@@ -46,8 +55,9 @@ def filled(tmp_path):
     """A finished sweep: at depth 4 everything is worse than at depth 2, but for diff-tuning."""
     store, plan = Store(tmp_path / "store"), small_plan()
     for job in plan.jobs:
-        deep = getattr(job, "size", None) is not None and job.size.depth == 4
-        good = isinstance(job, TransferSpec) and job.method == "diff-tuning"
+        model = job.trained if isinstance(job, ScoreSpec) else job
+        deep = getattr(model, "size", None) is not None and model.size.depth == 4
+        good = isinstance(model, TransferSpec) and model.method == "diff-tuning"
         publish(store, job, tmp_path / "made", fid=0.5 if deep and good else 2.0 if deep else 1.0)
     return store, plan
 
@@ -55,10 +65,10 @@ def filled(tmp_path):
 def test_points_on_no_front_and_banks_that_are_done_may_go(filled):
     store, plan = filled
     found = {item.path for item in deletable(plan, store)}
-    deep_full = next(job for job in plan.transfer if job.size.depth == 4 and job.method == "full")
+    deep_full = next(job for job in jobs_of_kind(plan, "transfer") if job.size.depth == 4 and job.method == "full")
     assert f"{deep_full.folder}/{DELTA_FILE}" in found
-    assert {f"{bank.folder}/{BANK_FILE}" for bank in plan.bank} <= found
-    deltas = {f"{job.folder}/{DELTA_FILE}" for job in plan.transfer if job is not deep_full}
+    assert {f"{bank.folder}/{BANK_FILE}" for bank in jobs_of_kind(plan, "bank")} <= found
+    deltas = {f"{job.folder}/{DELTA_FILE}" for job in jobs_of_kind(plan, "transfer") if job is not deep_full}
     assert not deltas & found, "diff-tuning is on its own method's front at both depths"
     assert not any(path.endswith(MODEL_FILE) for path in found), "base models of kept deltas stay, on a front or not"
     assert not any("learngene" in path or "samples" in path or "record" in path for path in found)
@@ -66,26 +76,37 @@ def test_points_on_no_front_and_banks_that_are_done_may_go(filled):
 
 def test_a_base_that_another_sweep_uses_stays_until_its_deltas_are_gone(filled):
     store, plan = filled
-    bases_only = Plan(source=plan.source, base=plan.base)
-    deep = next(job for job in plan.base if job.size.depth == 4)
+    points = tuple(point for point in plan.points if point.model.kind == "base")
+    bases_only = Plan(source=plan.source, base=plan.base, points=points)
+    deep = next(job for job in jobs_of_kind(plan, "base") if job.size.depth == 4)
     path = f"{deep.folder}/{MODEL_FILE}"
     assert path not in {item.path for item in deletable(bases_only, store)}, "deltas of another sweep need it"
-    for transfer in plan.transfer:
+    for transfer in jobs_of_kind(plan, "transfer"):
         store.delete(f"{transfer.folder}/{DELTA_FILE}")
     assert path in {item.path for item in deletable(bases_only, store)}
 
 
 def test_what_unfinished_jobs_need_stays(filled):
     store, plan = filled
-    unfinished = next(job for job in plan.transfer if job.method == "diff-tuning" and job.size.depth == 2)
+    unfinished = next(job for job in jobs_of_kind(plan, "transfer") if job.method == "diff-tuning" and job.size.depth == 2)
     store.discard(unfinished)
     found = {item.path for item in deletable(plan, store)}
     assert f"{unfinished.bank.folder}/{BANK_FILE}" not in found and f"{unfinished.base.folder}/{MODEL_FILE}" not in found
 
 
+@pytest.mark.parametrize("score", ["score", "forgetting"])
+def test_a_model_stays_as_long_as_a_score_of_it_is_missing(filled, score):
+    store, plan = filled
+    point = next(p for p in plan.points if p.model.kind == "transfer" and p.model.size.depth == 4 and p.model.method == "full")
+    path = f"{point.model.folder}/{DELTA_FILE}"
+    assert path in {item.path for item in deletable(plan, store)}
+    store.discard(getattr(point, score))
+    assert path not in {item.path for item in deletable(plan, store)}
+
+
 def test_checkpoints_of_finished_jobs_may_go_and_others_stay(filled):
     store, plan = filled
-    done, open_ = plan.base[0], plan.base[1]
+    done, open_ = jobs_of_kind(plan, "base")
     for job in (done, open_):
         for top in (f"tune/attempt/{job.run_id}.{job.id}", f"train/{job.run_id}"):
             store.filesystem.create_dir(f"{store.root}/{top}/checkpoint_1", recursive=True)
@@ -112,7 +133,7 @@ def test_cleaning_lists_first_and_deletes_when_told_to(filled, capsys):
 def test_the_need_is_that_of_what_is_missing():
     plan = small_plan()
     need = disk_need(plan, set(), slots=2)
-    points = sum(predicted_serve_bytes(point) for point in plan.points)
+    points = sum(predicted_serve_bytes(point.model) for point in plan.points)
     assert points < need.result_bytes < 2 * points and need.checkpoint_bytes > 0
     assert disk_need(plan, {job.id for job in plan.jobs}, slots=2).result_bytes == 0
 

@@ -20,6 +20,8 @@ from mlflow_setup.writer import BackgroundWriter
 from sweeps.display.progress import ProgressView
 from sweeps.planning.plan import Found, Plan
 from tests.tiny import tiny_base
+from trainables.failures import Failure, FailureKind
+from trainables.specs.tasks import Task
 
 HISTORY = [{"step": step, "train/loss": 1.0 / step, "train/speed": 2.0} for step in (10, 20, 30)]
 
@@ -368,19 +370,21 @@ def test_an_interrupt_of_the_wait_at_the_end_keeps_the_status(tracking, monkeypa
 def test_a_failed_child_keeps_its_reason(tracking):
     runs = SweepRuns(tracking, "failed", "sweep", {})
     runs.start_child("trial", "a trial", {}, {})
-    runs.fail_child("trial", "the loss is nan")
+    runs.fail_child("trial", "the loss is nan", kind="diverged", log="logs/trial.log")
     runs.close("FAILED")
     run = child(tracking, runs, "trial")
     assert (run.info.status, run.data.tags["failure_reason"]) == ("FAILED", "the loss is nan")
+    assert (run.data.tags["failure_kind"], run.data.tags["failure_log"]) == ("diverged", "logs/trial.log")
     assert status(tracking, runs.parent_id) == "FAILED"
 
 
 def test_reasons_with_brackets_are_shown_as_they_are():
-    trial = tiny_base("scratch")
+    task = Task(job=tiny_base("scratch"))
     output = io.StringIO()
     console = Console(file=output, width=200)
-    with ProgressView(console, Plan(source=(), base=(trial,)), found=Found(finished=frozenset(), made=frozenset())) as view:
+    with ProgressView(console, Plan(base=(task,)), found=Found(finished=frozenset())) as view:
         view.begin_stage("base", "1 job", 1)
-        view.started(trial)
-        view.failed(trial, "[/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [rank1]")
-    assert "failed: [/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [rank1]" in output.getvalue()
+        view.started(task)
+        reason = "[/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [rank1]"
+        view.failed(task, Failure(kind=FailureKind.DIED, reason=reason, log="logs/[job].log"))
+    assert f"failed: died: {reason} (log: logs/[job].log)" in output.getvalue()

@@ -21,8 +21,9 @@ def test_what_a_search_found_is_the_same_point_in_a_grid(tmp_path):
 
     grid = replace(GRID, transfer=replace(GRID.transfer, methods=("full",), schedules=(), tuned=read_tuned(path)))
     plan = plan_grid(grid)
-    names = {job.id: plan.names.of(job) for job in plan.points}
-    (same,) = (job for job in plan.transfer if job.size.name == "L2-D32" and names[job.id] == "diff-tuning tuned")
+    names = {point.id: plan.names.of(point.model) for point in plan.points}
+    transfers = [task.job for task in plan.transfer]
+    (same,) = (job for job in transfers if job.size.name == "L2-D32" and names[job.id] == "diff-tuning tuned")
     assert same.training.lr == found.lr and same.rehearsal.schedule == found.schedule
     assert same.base.initialization.sigma_steps == found.sigma_steps
     # Searched at one size, it serves all; its base models are points of their own name, unless they are the grid's.
@@ -31,9 +32,9 @@ def test_what_a_search_found_is_the_same_point_in_a_grid(tmp_path):
     assert sum(name == f"fine {found.sigma_steps} sigma steps" for name in names.values()) == (
         0 if found.sigma_steps == GRID.sigma_steps else 4
     )
-    assert all(need.id in {job.id for job in plan.jobs} for job in plan.transfer for need in job.needs)
+    assert all(need.id in {job.id for job in plan.jobs} for task in plan.tasks for need in task.needs)
 
-    labels = [plan.labels[job.id] for job in plan.jobs]
+    labels = [plan.labels[task.id] for task in plan.tasks]
     assert len(set(labels)) == len(labels), "nothing is called like another"
     with pytest.raises(ValueError, match="settings of diff-tuning at L2-D32 come twice; name one file for them"):
         replace(grid.transfer, tuned=(tuned, tuned))

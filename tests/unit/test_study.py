@@ -9,24 +9,39 @@ from optuna.trial import TrialState
 
 from fine_core.retention import RetentionSchedule
 from sweeps.planning.plan import plan_grid
+from sweeps.results.points import point_result
 from sweeps.search.report import trial_counts, trial_rows
 from sweeps.search.study import ScheduleStudy, StudyError, chosen_sampler, rungs_of
-from tests.searches import GRID, opened, publish, run, score_of, search, spec
-from trainables.specs.transfers import RungSpec, TransferSpec
+from tests.searches import GRID, opened, publish, publish_base_scores, run, score_of, search, spec
+from trainables.failures import Failure, FailureKind
+from trainables.specs.scores import ScoreSpec
+from trainables.specs.tasks import Task
+from trainables.specs.transfers import TransferSpec
 from trainables.storage.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 
 
+def step_of(task: Task) -> int | None:
+    """The step of the rung that a task scores, None for one that trains to the end."""
+    return task.job.scored.step if isinstance(task.job, ScoreSpec) else None
+
+
+def transfer_of(task: Task) -> TransferSpec:
+    return task.job.trained if isinstance(task.job, ScoreSpec) else task.job
+
+
 def test_the_papers_defaults_come_first_and_then_what_is_enqueued(tmp_path):
     study, store = opened(spec(known_points=("schedule=power:0.5, lr=1e-3",), early_stopping=False), tmp_path)
-    jobs = run(study, store, tmp_path, limit=3)
+    tasks = run(study, store, tmp_path, limit=3)
+    jobs = [task.job for task in tasks]
+    assert [task.scores for task in tasks] == [(study.spec.point(job).score,) for job in jobs]
     assert jobs[0] == study.spec.default_transfer("L2-D32")
     first, second, third = (job.rehearsal for job in jobs)
     assert str(first.schedule) == "linear" and first.retention_weight == 0.1 and first.source_ratio == 0.2
     assert second == replace(first, retention_weight=1.0)
     assert third == replace(first, schedule=RetentionSchedule.parse("power:0.5")) and jobs[2].training.lr == 1e-3
-    assert jobs[0].id in {job.id for job in plan_grid(GRID).transfer}, "the grid's own point is not computed again"
+    assert jobs[0].id in {task.id for task in plan_grid(GRID).transfer}, "the grid's own point is not computed again"
 
 
 def test_rungs():
@@ -39,13 +54,13 @@ def test_rungs():
 
 def test_stopped_trials_have_no_score_and_the_best_go_on(tmp_path):
     study, store = opened(spec(num_trials=20), tmp_path)
-    jobs = run(study, store, tmp_path)
+    tasks = run(study, store, tmp_path)
     assert study.is_exhausted() and study.num_asked == 20
     counts = trial_counts(study)
     assert counts["scored"] + counts["stopped"] == 20 and counts["stopped"] >= 8
     complete = {trial.user_attrs["transfer_id"]: trial for trial in study.complete_trials()}
-    trained_to_the_end = [job for job in jobs if isinstance(job, TransferSpec)]
-    assert {job.id for job in trained_to_the_end} == set(complete)
+    trained_to_the_end = [task for task in tasks if isinstance(task.job, TransferSpec)]
+    assert {task.id for task in trained_to_the_end} == set(complete)
     assert study.spec.default_transfer("L2-D32").id in complete
     for trial in study.finished_trials:
         if trial.state == TrialState.PRUNED:
@@ -55,9 +70,8 @@ def test_stopped_trials_have_no_score_and_the_best_go_on(tmp_path):
     # The score at a rung is the true order here, so nothing better than the best was stopped.
     everything = [score_of(study.spec.transfer(trial.params)) for trial in study.finished_trials]
     assert min(trial.values[0] for trial in complete.values()) == min(everything)
-    steps = sum(job.step for job in jobs if isinstance(job, RungSpec) and job.step == 33)
-    steps += sum(66 for job in jobs if isinstance(job, RungSpec) and job.step == 99)
-    steps += sum(201 for job in trained_to_the_end)
+    assert {step_of(task) for task in tasks} == {33, 99, None}
+    steps = sum({33: 33, 99: 66, None: 201}[step_of(task)] for task in tasks)
     assert counts["steps"] == steps and counts["full_steps"] == 20 * 300
 
 
@@ -70,12 +84,12 @@ def test_a_search_cut_off_goes_on_under_the_same_numbers(tmp_path, stop_after, s
 
     first, store = opened(asked, tmp_path / "cut")
     started = run(first, store, tmp_path, limit=stop_after)
-    lost = first.next_job()  # running when its process dies
+    lost = first.next_task()  # running when its process dies
     assert lost is not None
     del first
     again, _ = opened(asked, tmp_path / "cut")
     started += run(again, store, tmp_path)
-    assert len({job.id for job in started}) == len(started), "nothing is computed twice"
+    assert len({task.id for task in started}) == len(started), "nothing is computed twice"
     assert lost in started and again.is_exhausted()
 
     def outcome(study: ScheduleStudy):
@@ -93,37 +107,65 @@ def test_more_trials_add_to_a_study(tmp_path):
     run(more, store, tmp_path)
     assert more.num_asked == 7 and more.spec.name == study.spec.name
     fewer, _ = opened(spec(num_trials=2), tmp_path)
-    assert fewer.is_exhausted() and fewer.next_job() is None
+    assert fewer.is_exhausted() and fewer.next_task() is None
 
 
 def test_a_point_proposed_again_is_told_and_not_trained_again(tmp_path):
     study, store = opened(spec(searched=("sigma_steps",), num_trials=10, early_stopping=False), tmp_path)
-    running = [study.next_job() for _ in range(3)]
-    assert study.next_job() is None and study.num_asked == 10, "three different points, and the same again"
-    assert len({job.id for job in running}) == 3 and not study.is_exhausted()
-    for job in running:
-        publish(store, job, tmp_path)
-        study.finished(job)
+    running = [study.next_task() for _ in range(3)]
+    assert study.next_task() is None and study.num_asked == 10, "three different points, and the same again"
+    assert len({task.id for task in running}) == 3 and not study.is_exhausted()
+    for task in running:
+        publish(store, task, tmp_path)
+        study.finished(task)
     assert study.is_exhausted() and len(study.complete_trials()) == 10
     assert trial_counts(study)["full_steps"] == 3 * 300
 
 
 def test_what_the_store_has_is_told_at_once(tmp_path):
     study, store = opened(spec(), tmp_path)
-    publish(store, study.spec.default_transfer("L2-D32"), tmp_path, fid=3.5)
-    job = study.next_job()
-    assert isinstance(job, RungSpec) and job.transfer.rehearsal.retention_weight == 1.0
+    publish(store, study.spec.point(study.spec.default_transfer("L2-D32")).task, tmp_path, fid=3.5)
+    task = study.next_task()
+    assert step_of(task) == 33 and transfer_of(task).rehearsal.retention_weight == 1.0
     (trial,) = study.complete_trials()
     assert (trial.number, trial.values) == (0, [3.5])
 
 
-def test_divergence_is_an_outcome_and_a_lost_worker_is_not(tmp_path):
+def test_what_is_trained_but_not_scored_is_scored(tmp_path):
     study, store = opened(spec(early_stopping=False), tmp_path)
-    diverged, lost = study.next_job(), study.next_job()
-    study.failed(diverged, "ray.exceptions.RayTaskError(TrainingDiverged): TrainingDiverged: the loss is nan by step 10")
-    study.failed(lost, "ray.exceptions.ActorDiedError: the worker died")
+    point = study.spec.point(study.spec.default_transfer("L2-D32"))
+    publish(store, Task(job=point.model), tmp_path)
+    task = study.next_task()
+    assert task == point.task and not study.complete_trials()
+    publish(store, Task(job=point.score), tmp_path, fid=3.5)
+    study.finished(task)
+    assert [trial.values for trial in study.complete_trials()] == [[3.5]]
+
+
+@pytest.mark.parametrize("objectives", [("fid",), ("fid", "forgetting")])
+def test_what_is_forgotten_is_scored_where_it_is_an_objective(tmp_path, objectives):
+    (asked,) = search(objectives=objectives, early_stopping=False).studies
+    study, store = opened(asked, tmp_path)
+    publish_base_scores(study, store, tmp_path)
+    (task,) = run(study, store, tmp_path, limit=1)
+    sources = [score.dataset for score in task.scores if score.evaluation.unconditional]
+    assert sources == (["digits"] if "forgetting" in objectives else [])
+    assert all(isinstance(score, ScoreSpec) and score.scored == task.job for score in task.scores)
+    planned = search(objectives=objectives).base
+    before = [score for base in planned for score in base.scores if score.evaluation.unconditional]
+    assert len(before) == (len(planned) if "forgetting" in objectives else 0), "of the base models, before the studies"
+    assert study.complete_trials() and point_result(study.spec.point(task.job), store) is not None
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.DIVERGED])
+def test_divergence_is_an_outcome_and_a_lost_worker_is_not(tmp_path, kind):
+    study, store = opened(spec(early_stopping=False), tmp_path)
+    diverged, lost = study.next_task(), study.next_task()
+    study.failed(diverged, Failure(kind=FailureKind.DIVERGED, reason="the loss is nan by step 10", log="logs/a.log"))
+    study.failed(lost, Failure(kind=kind, reason="the worker died", log="logs/b.log"))
     run(study, store, tmp_path)
-    assert study.is_exhausted() and trial_counts(study)["diverged"] == 1 and list(study.broken) == [1]
+    assert study.is_exhausted() and trial_counts(study)["diverged"] == 1
+    assert study.broken == {1: f"{kind}: the worker died (log: logs/b.log)"}
     frozen = study.study.trials[0]
     assert frozen.state == TrialState.PRUNED and frozen.user_attrs["outcome"] == "diverged: the loss is nan by step 10"
 
@@ -162,12 +204,12 @@ def test_cut_off_between_two_writes_of_a_decision(tmp_path, monkeypatch, lost):
 
     study, store = opened(spec(num_trials=4), tmp_path)
     while True:
-        job = study.next_job()
-        bad = isinstance(job, RungSpec) and job.step == 33 and trial_counts(study)["scored"] > 0
-        publish(store, job, tmp_path, fid=99.0 if bad else None)
+        task = study.next_task()
+        bad = step_of(task) == 33 and trial_counts(study)["scored"] > 0
+        publish(store, task, tmp_path, fid=99.0 if bad else None)
         if bad:
             break
-        study.finished(job)
+        study.finished(task)
 
     def die(*args, **options):
         raise Dead
@@ -175,15 +217,15 @@ def test_cut_off_between_two_writes_of_a_decision(tmp_path, monkeypatch, lost):
     with monkeypatch.context() as context:
         context.setattr(optuna.Study if lost == "tell" else optuna.Trial, lost, die)
         with pytest.raises(Dead):
-            study.finished(job)
+            study.finished(task)
     again, _ = opened(spec(num_trials=4), tmp_path)
     run(again, store, tmp_path)
-    (trial,) = (t for t in again.study.trials if t.user_attrs["transfer_id"] == job.transfer.id)
+    (trial,) = (t for t in again.study.trials if t.user_attrs["transfer_id"] == transfer_of(task).id)
     # Between Optuna's own write of the decision and ours the answer is lost: the trial goes on, which costs steps alone.
     step = 99 if lost == "set_user_attr" else 33
     assert trial.state == TrialState.PRUNED and trial.user_attrs["outcome"] == f"stopped at step {step}"
     assert len(again.finished_trials) == 4
-    assert again.finished(job) is None and len(again.finished_trials) == 4, "heard again, nothing changes"
+    assert again.finished(task) is None and len(again.finished_trials) == 4, "heard again, nothing changes"
 
 
 @pytest.mark.parametrize("storage", ["sqlite:////nowhere/at/all.db", "nonsense", "postgresql://user:secret@localhost:1/x"])
@@ -205,10 +247,11 @@ def test_default_names_tell_studies_apart():
 @pytest.mark.parametrize("objectives", [("fid",), ("fid", "forgetting")])
 def test_every_sampler_finishes_a_study(tmp_path, sampler, objectives):
     study, store = opened(spec(sampler=sampler, objectives=objectives, num_trials=14), tmp_path)
-    jobs = run(study, store, tmp_path)
+    publish_base_scores(study, store, tmp_path)
+    tasks = run(study, store, tmp_path)
     assert study.is_exhausted() and len(study.finished_trials) == 14
     if len(objectives) > 1:
-        assert study.spec.halving is None and not any(isinstance(job, RungSpec) for job in jobs)
+        assert study.spec.halving is None and all(step_of(task) is None for task in tasks)
         assert all(trial.values[1] == pytest.approx(10 - trial.values[0]) for trial in study.complete_trials())
 
 
@@ -228,8 +271,8 @@ def test_a_cost_among_the_objectives_makes_the_size_a_parameter(tmp_path):
     assert names[0] == "size" and "gamma_span@L4-D64" in names
     assert [point["size"] for point in study.known] == ["L2-D32", "L2-D64", "L4-D32", "L4-D64"]
     live, store = opened(study, tmp_path)
-    jobs = run(live, store, tmp_path)
-    assert len({job.size.name for job in jobs}) > 2
+    tasks = run(live, store, tmp_path)
+    assert len({transfer_of(task).size.name for task in tasks}) > 2
     for trial in live.complete_trials():
         assert live.spec.transfer(trial.params).size.name == trial.params["size"] == trial.user_attrs["size"]
         assert trial.constraints == {"serve_bytes": 1000 - 24_000}

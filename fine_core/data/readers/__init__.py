@@ -1,1 +1,1 @@
-"""Readers of images on disk, one file a format."""
+"""Readers of images on disk, one file per format."""

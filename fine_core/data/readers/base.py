@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fine_core.data.source import DataError
 
-MAX_CORRUPT_SHARE = 0.01  # of a set's images, and always one
-CORRUPT_NAMES = 5  # that an error lists
+MAX_CORRUPT_SHARE = 0.01  # share of a set's images; one is always allowed
+CORRUPT_NAMES = 5  # number of names that an error lists
 
 
 class Reader(Protocol):
-    """Raw rows of a set by path: uint8 images (n, 3, H, H), or latents as they are stored."""
+    """Raw rows of a set by path: uint8 images (n, 3, H, H), or stored moments of latents."""
 
     labels: Tensor
     group_sizes: Tensor | None
@@ -29,13 +29,13 @@ class Reader(Protocol):
 
 
 class CorruptImages:
-    """Files that could not be decoded: remembered by row, and refused when there are too many."""
+    """Files that could not be decoded, by row. Too many of them raise an error."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_rows, self.names = num_rows, dict[int, str]()
 
     def add(self, row: int, name: str) -> None:
-        """Raises DataError beyond the limit."""
+        """Count a file. Raises DataError beyond the limit."""
         self.names[row] = name
         if len(self.names) > max(1, int(MAX_CORRUPT_SHARE * self.num_rows)):
             listed = ", ".join(list(self.names.values())[:CORRUPT_NAMES])

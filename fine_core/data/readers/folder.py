@@ -1,4 +1,4 @@
-"""Images from files: decoding, DiT's centre crop, and what happens to files that cannot be read."""
+"""Images from files: decoding, DiT's centre crop, and the replacement of files that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DECODE_THREADS = 4
 
 
 def centre_crop(image: Image.Image, image_size: int) -> Image.Image:
-    """The central square at `image_size`: halved by area averaging while that leaves enough, then bicubic (ADM, DiT)."""
+    """The central square at `image_size`: halved by area averaging while it stays large enough, then bicubic (ADM, DiT)."""
     while min(image.size) >= 2 * image_size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = image_size / min(image.size)
@@ -41,10 +41,10 @@ def decode(content: bytes, image_size: int) -> Tensor | None:
 
 
 def decode_rows(reader: FolderReader, rows: Tensor) -> Tensor:
-    """Decode `rows` (n,); in the place of an image that cannot be, the next one of its class that can.
+    """Decode `rows` (n,). An image that cannot be decoded is replaced by the next image of its class that can.
 
-    Which images a step sees depends therefore on the files alone, not on who reads them. Raises DataError if there are too
-    many that cannot, or none of a class that can.
+    The images of a step therefore depend on the files alone, not on the process that reads them. Raises DataError if too
+    many images cannot be decoded, or all images of a class.
     """
     wanted = rows.tolist()
     with ThreadPoolExecutor(DECODE_THREADS) as pool:
@@ -110,5 +110,5 @@ def _files_of(root: Path) -> list[tuple[str, int]]:
         return [(str(file), 0) for file in sorted(root.iterdir()) if file.suffix.lower() in IMG_EXTENSIONS]
     names, _ = find_classes(str(root))
     found = make_dataset(root, {name: i for i, name in enumerate(names)}, extensions=IMG_EXTENSIONS, allow_empty=True)
-    used = sorted({label for _, label in found})  # a subfolder without images is no class
+    used = sorted({label for _, label in found})  # a subfolder without images is not a class
     return [(file, used.index(label)) for file, label in found]

@@ -1,4 +1,4 @@
-"""Images or latents from Parquet files, one row group at a time: however large the set is, memory stays flat."""
+"""Images or latents from Parquet files, one row group at a time: memory does not grow with the set."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fine_core.data.readers.folder import decode_rows
 from fine_core.data.source import LANES, DataError, LatentInfo
 
 METADATA_KEY = b"fine-sweeps"
-HELD_GROUPS = 2 * LANES  # in memory: a set may be read in two orders at once
+HELD_GROUPS = 2 * LANES  # row groups in memory: enough for two readers with different orders
 MAX_GROUP_BYTES = 2**29
 
 
 class ParquetReader:
     """One file, or all `*.parquet` of a folder in alphabetical order; columns `image` (encoded bytes) or `latent`, and `label`.
 
-    Also reads sets of Hugging Face's `datasets`, whose images are structs with `bytes`. Raises DataError for what it cannot
-    use, with the file's name.
+    Sets written by Hugging Face's `datasets`, whose images are structs with `bytes`, are read too. Raises DataError with the
+    file's name if a file cannot be used.
     """
 
     def __init__(self, path: str, image_size: int | None) -> None:
@@ -100,7 +100,7 @@ class ParquetReader:
         return int(torch.searchsorted(self.starts, row, right=True)) - 1
 
     def _group(self, index: int) -> pa.Array:
-        """The values of a row group; the least recently used one makes room."""
+        """The values of a row group. Groups are cached; the least recently used one is dropped."""
         if index not in self._held:
             file, group = self.groups[index]
             with self._opened(self.files[file]) as opened:
@@ -117,7 +117,7 @@ class ParquetReader:
         return self._held[index]
 
     def contents(self, rows: list[int]) -> Iterable[bytes]:
-        """The encoded images of `rows`; an empty one where there is none."""
+        """The encoded images of `rows`; empty bytes for a missing image."""
         values: list[bytes] = [b""] * len(rows)
         for group, places in self._by_group(rows).items():
             held = self._group(group)
@@ -126,7 +126,7 @@ class ParquetReader:
         return values
 
     def _by_group(self, rows: list[int]) -> dict[int, list[int]]:
-        """Places in `rows` by row group: first those that are in memory, which loading others would push out."""
+        """Indices into `rows` by row group. Cached groups come first, because loading others would drop them."""
         places: dict[int, list[int]] = {}
         for place, row in enumerate(rows):
             places.setdefault(self._group_of(row), []).append(place)
@@ -179,7 +179,7 @@ def _check_group_bytes(group: Any, file: str) -> None:
 
 
 def _header(schema: pa.Schema, file: str) -> dict[str, Any]:
-    """What a file says of its latents. Raises DataError if it says nothing, or its rows are not what it says."""
+    """The latents' description in a file's metadata. Raises DataError if it is missing or does not match the rows."""
     text = (schema.metadata or {}).get(METADATA_KEY)
     if text is None:
         raise DataError(f"{file} does not say how its latents were made; make them with sweeps/encode_latents.py")
@@ -192,7 +192,7 @@ def _header(schema: pa.Schema, file: str) -> dict[str, Any]:
 
 
 def _common_header(schemas: list[pa.Schema], files: list[str]) -> dict[str, Any]:
-    """What all files say of their latents. Raises DataError where they differ."""
+    """The latents' description that all files share. Raises DataError if they differ."""
     headers = [_header(schema, file) for schema, file in zip(schemas, files, strict=True)]
     for header, file in zip(headers, files, strict=True):
         if header != headers[0]:
@@ -203,7 +203,7 @@ def _common_header(schemas: list[pa.Schema], files: list[str]) -> dict[str, Any]
 
 
 def latents_of_file(filesystem: fs.FileSystem, path: str) -> tuple[list[int], LatentInfo]:
-    """Shape of a row (views, 2, C, h, h) and what the latents are. Raises DataError for a file that holds none."""
+    """Shape of a row (views, 2, C, h, h) and the latents' description. Raises DataError for a file without latents."""
     try:
         schema = parquet.read_schema(path, filesystem=filesystem)
     except (pa.ArrowException, OSError) as error:

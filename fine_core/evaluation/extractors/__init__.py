@@ -1,1 +1,1 @@
-"""Feature extractors, one file each."""
+"""Feature extractors, one file per kind."""

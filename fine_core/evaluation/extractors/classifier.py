@@ -1,6 +1,6 @@
-"""A small classifier whose penultimate features stand in for Inception on an embedded dataset.
+"""A small classifier whose penultimate features replace Inception's on the built-in datasets.
 
-Scores on these features are not comparable with Inception FID: the extractor's name and hash travel in every protocol.
+Scores on these features are not comparable with Inception FID: every protocol states the extractor's name and hash.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EPOCHS, BATCH_SIZE, PEAK_LR = 20, 64, 3e-3
 
 
 class ClassifierExtractor(nn.Module):
-    """uint8 images (N, C, H, H) to features (N, 64) and the logits (N, classes) that it reads off them."""
+    """uint8 images (N, C, H, H) to features (N, 64) and the logits (N, classes) computed from them."""
 
     num_features = NUM_FEATURES
 
@@ -48,7 +48,7 @@ class ClassifierExtractor(nn.Module):
 
     @property
     def name(self) -> str:
-        """Name and hash of the weights, as protocols quote them."""
+        """Name and hash of the weights, as stated in protocols."""
         digest = hashlib.sha256()
         for _, tensor in sorted(self.state_dict().items()):
             digest.update(tensor.cpu().numpy().tobytes())
@@ -97,7 +97,7 @@ def save_extractor(model: ClassifierExtractor, path: str | os.PathLike) -> None:
 
 
 def load_extractor(path: str | os.PathLike) -> ClassifierExtractor:
-    """Raises CheckpointError if the file is damaged or of another kind."""
+    """Load an extractor. Raises CheckpointError if the file is damaged or of another kind."""
     tensors, config = load_tensors(path, kind="classifier-extractor")
     with torch.device("meta"):
         model = ClassifierExtractor(config["dataset"])

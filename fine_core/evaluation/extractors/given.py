@@ -1,6 +1,6 @@
-"""Feature extractors that a user brings along: a TorchScript file, Python code, or the weights of FID's Inception network.
+"""Feature extractors given by the user: a TorchScript file, Python code, or the weights of FID's Inception network.
 
-They take uint8 images (N, C, H, H) and return what `fine_core.evaluation.features.extract_features` reads.
+They take uint8 images (N, C, H, H); `fine_core.evaluation.features.extract_features` says what they may return.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def load_given_extractor(path: str | os.PathLike, *, format: str) -> nn.Module:
 
     torchscript: a file of `torch.jit.save`. python: a file that defines `build() -> nn.Module`; it is the user's own code and
     IS EXECUTED. inception: the network of Inception scores, FID and sFID with the weights of 2015-12-05; see
-    `InceptionExtractor`. Nothing is downloaded. Raises CheckpointError for a file that is missing or not such, ValueError
-    for an unknown format and where torch-fidelity is not installed, which `inception` needs.
+    `InceptionExtractor`. Nothing is downloaded. Raises CheckpointError for a missing or unreadable file, ValueError for an
+    unknown format, or if `inception` is asked for and torch-fidelity is not installed.
     """
     if format not in FORMATS:
         raise ValueError(f"unknown extractor format {format!r}; choose one of {', '.join(FORMATS)}")
@@ -55,7 +55,7 @@ def load_given_extractor(path: str | os.PathLike, *, format: str) -> nn.Module:
 
 
 def weights_sha256(extractor: nn.Module) -> str:
-    """A hash of an extractor's tensors, wherever its code took them from."""
+    """A hash of an extractor's tensors, independent of the file that holds them."""
     digest = hashlib.sha256()
     for name, tensor in sorted(extractor.state_dict().items()):
         digest.update(name.encode())
@@ -66,7 +66,7 @@ def weights_sha256(extractor: nn.Module) -> str:
 def _load_torchscript(path: Path) -> nn.Module:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch deprecates TorchScript, in which extractors are published
+            warnings.simplefilter("ignore", FutureWarning)  # torch deprecates TorchScript, but extractors are published in it
             return torch.jit.load(path, map_location="cpu")
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition(". ")[0].splitlines()[0]
@@ -76,12 +76,12 @@ def _load_torchscript(path: Path) -> nn.Module:
 def _load_python(path: Path) -> nn.Module:
     spec = importlib.util.spec_from_file_location(f"extractor_{sha256_of(path)[:12]}", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module here
     try:
         spec.loader.exec_module(module)
         build = getattr(module, "build", None)
         extractor = build() if callable(build) else None
-    except Exception as error:  # it is the user's code: anything may come out of it
+    except Exception as error:  # the user's code may raise anything
         reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(f"{path} could not build an extractor: {type(error).__name__}: {reason}") from error
     if not isinstance(extractor, nn.Module):
@@ -100,7 +100,7 @@ def _load_inception(path: Path) -> nn.Module:
     if not digest.startswith(INCEPTION_SHA256_PREFIX):
         found = digest[: len(INCEPTION_SHA256_PREFIX)]
         raise CheckpointError(f"{path} has a sha256 of {found}..., expected {INCEPTION_SHA256_PREFIX}...")
-    # torch-fidelity would unpickle the file or download one: it gets the tensors that were read here without executing code.
+    # torch-fidelity itself would unpickle the file or download one. It gets tensors that were read without executing code.
     checked = io.BytesIO()
     torch.save(read_state_dict(path), checked)
     checked.seek(0)
@@ -114,11 +114,11 @@ def _load_inception(path: Path) -> nn.Module:
 
 
 class InceptionExtractor(nn.Module):
-    """uint8 images (N, 1 or 3, H, H), resized to 299 x 299 as in TensorFlow 1, to what FID, sFID and Inception scores need.
+    """Features for FID, sFID and Inception scores of uint8 images (N, 1 or 3, H, H), resized to 299 x 299 as in TensorFlow 1.
 
     "features": pooled (N, 2048). "logits": (N, 1008) without their bias, as in ADM's evaluator. "spatial": (N, 2023), the
-    first 7 channels of the 17 x 17 output of the first 1x1 branch of Mixed_6d, which ADM's evaluator calls mixed_6/conv:0,
-    channels last, because the order must be that of its published moments. Grayscale images are repeated to RGB.
+    first 7 channels of the 17 x 17 output of the first 1x1 branch of Mixed_6d, which ADM's evaluator calls mixed_6/conv:0.
+    Channels come last there, as in ADM's published moments. Grayscale images are repeated to RGB.
     """
 
     num_features = 2048

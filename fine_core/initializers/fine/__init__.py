@@ -1,1 +1,1 @@
-"""FINE: factors shared by all layers, and sigma of each (arXiv 2409.19289)."""
+"""FINE: factors shared by all layers, and a sigma per layer (arXiv 2409.19289)."""

@@ -1,9 +1,10 @@
 """Decompose a given DiT into a learngene: factors U, V shared by all layers and a diagonal sigma per layer.
 
-FINE, arXiv 2409.19289, section 3, decomposes a pre-trained model; how is stated nowhere, and what follows is ours. The start
-is a joint SVD over the layers: U from all W_l side by side, V from all W_l one over the other. Its two bases are unrelated,
-and a diagonal sigma between them holds almost nothing. Alternating least squares on sum_l ||W_l - U diag(sigma_l) V^T||^2
-(the canonical polyadic decomposition of the stacked matrices) then turns them towards each other. Shapes: L depth, R rank.
+FINE, arXiv 2409.19289, section 3, decomposes a pre-trained model but does not say how; this algorithm is ours. It starts with
+a joint SVD over the layers: U from the W_l concatenated along columns, V from the W_l concatenated along rows. The two bases
+are unrelated, so a diagonal sigma between them explains almost nothing. Alternating least squares on
+sum_l ||W_l - U diag(sigma_l) V^T||^2 (the canonical polyadic decomposition of the stacked matrices) then aligns them.
+Shapes: L depth, R rank.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from fine_core.dit import DiT
 from fine_core.initializers.fine.factorized import BLOCK_MATRICES, FactorizedDiT
 
-RIDGE = 1e-9  # of the mean diagonal: columns may become collinear
+RIDGE = 1e-9  # share of the mean diagonal, added because columns may become collinear
 TINY = 1e-30
 
 
@@ -36,7 +37,7 @@ def _error(weights: Tensor, left: Tensor, sigma: Tensor, right: Tensor) -> float
 def joint_svd(weights: Tensor, rank: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """U (out, R), sigma (L, R), V (in, R) of weights (L, out, in), sigma_l = diag(U^T W_l V).
 
-    The singular vectors come from Gram matrices. A rank above a side's length adds random unit columns.
+    The singular vectors come from Gram matrices. If the rank exceeds a side's length, random unit columns are added.
     """
     left = _leading((weights @ weights.mT).sum(dim=0), rank, generator)
     right = _leading((weights.mT @ weights).sum(dim=0), rank, generator)
@@ -53,9 +54,9 @@ def _leading(gram: Tensor, rank: int, generator: torch.Generator) -> Tensor:
 def alternate_least_squares(
     weights: Tensor, left: Tensor, sigma: Tensor, right: Tensor, *, sweeps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Improve U, sigma, V one after the other, each exactly, `sweeps` times. U and V get unit columns."""
+    """Solve for U, sigma and V in turn, each exactly, `sweeps` times. U and V get unit columns."""
     for _ in range(sweeps):
-        # Matrix products first: an einsum over all three would go through (L, out, in, R).
+        # Matrix products first: an einsum over all three would need an intermediate (L, out, in, R).
         left = _unit_columns(_solve(((weights @ right) * sigma.unsqueeze(1)).sum(dim=0), sigma, right), left)
         seen = weights.mT @ left  # (L, in, R)
         right = _unit_columns(_solve((seen * sigma.unsqueeze(1)).sum(dim=0), sigma, left), right)
@@ -64,13 +65,13 @@ def alternate_least_squares(
 
 
 def _unit_columns(factor: Tensor, before: Tensor) -> Tensor:
-    """Where nothing is to be fitted (adaLN-Zero) the column stays as it was: zero factors would never get a gradient."""
+    """Normalize columns. A zero column (nothing to fit: adaLN-Zero) keeps its old value, or it would never get a gradient."""
     norms = factor.norm(dim=0)
     return torch.where(norms > TINY, factor / norms.clamp_min(TINY), before)
 
 
 def _solve(target: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """The factor (n, R) that fits best beside two others: target (n, R) times the inverse of their Gram matrices' product."""
+    """The best factor (n, R) for two fixed ones: target (n, R) times the inverse of the product of their Gram matrices."""
     gram = (one.T @ one) * (other.T @ other)  # (R, R)
     ridge = (RIDGE * gram.diagonal().mean()).clamp_min(TINY) * torch.eye(len(gram), dtype=gram.dtype)
     return torch.linalg.solve(gram + ridge, target.T).T
@@ -80,10 +81,10 @@ def _solve(target: Tensor, one: Tensor, other: Tensor) -> Tensor:
 def decompose(
     model: DiT, *, rank: int, nested_widths: tuple[int, ...] = (), als_sweeps: int = 50, seed: int = 0
 ) -> tuple[FactorizedDiT, dict[str, Reconstruction]]:
-    """A factorized model close to a dense one, all of it trainable, and how close by matrix type.
+    """A trainable factorized model close to a dense one, and its reconstruction errors by matrix type.
 
-    Biases are averaged over the layers (the learngene has one set), everything outside the blocks is copied. `nested_widths`
-    begin with the sigma of the full width, scaled for their shorter columns.
+    Biases are averaged over the layers, because the learngene has one set; everything outside the blocks is copied. The
+    sigma of `nested_widths` starts as that of the full width, scaled for their shorter columns.
     """
     generator = torch.Generator().manual_seed(seed)
     factorized = FactorizedDiT(model.config, rank=rank, nested_widths=nested_widths)

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from fine_core.dit import DiT, DiTConfig, ModelSize, position_table
 from fine_core.initializers.width import WIDTH_AXES, prefix_rows, select_rows
 
-# The five matrices of every block, and where a DiT block keeps them.
+# The five matrices of every block, and their names in a DiT block.
 BLOCK_MATRICES = {
     "qkv": "attn.qkv",
     "o": "attn.proj",
@@ -41,7 +41,7 @@ def sigma_std(matrix: str, width: int, rank: int) -> float:
 
 def _unit_columns(rows: int, rank: int) -> nn.Parameter:
     factor = nn.init.orthogonal_(torch.empty(rows, rank))
-    return nn.Parameter(factor / factor.norm(dim=0, keepdim=True))  # rank > rows leaves rows orthogonal, not columns
+    return nn.Parameter(factor / factor.norm(dim=0, keepdim=True))  # rank > rows: rows are orthogonal, columns are not
 
 
 class FactorizedDiT(nn.Module):
@@ -68,12 +68,12 @@ class FactorizedDiT(nn.Module):
         self._skeletons: dict[int, DiT] = {}
         for w in self.widths:
             size = self.size_at(w)
-            with torch.device("meta"):  # shapes and structure only; a plain dict keeps it out of the parameters
+            with torch.device("meta"):  # structure only; a plain dict hides it from parameters()
                 self._skeletons[w] = DiT(DiTConfig(**{**vars(config), "size": size}))
             self.register_buffer(f"positions_{w}", position_table(self._skeletons[w].config), persistent=False)
 
     def _fresh_sigma(self, width: int, depth: int) -> nn.ParameterDict:
-        # A prefix of rows has shorter columns; the larger sigma makes up for it.
+        # A prefix of rows has shorter columns; a larger sigma compensates.
         scale = self.config.size.width / width
         return nn.ParameterDict(
             {m: nn.Parameter(torch.randn(depth, self.rank) * sigma_std(m, width, self.rank) * scale) for m in BLOCK_MATRICES}
@@ -84,7 +84,7 @@ class FactorizedDiT(nn.Module):
         return ModelSize(depth=size.depth, width=width, num_heads=width // size.head_dim)
 
     def shared_tensors(self) -> dict[str, Tensor]:
-        """Everything but sigma, under the names that `WIDTH_AXES` knows."""
+        """All tensors except sigma, under the names used in `WIDTH_AXES`."""
         named = {}
         for m in BLOCK_MATRICES:
             named |= {f"left.{m}": self.left[m], f"right.{m}": self.right[m], f"bias.{m}": self.bias[m]}
@@ -124,7 +124,7 @@ class FactorizedDiT(nn.Module):
 
 
 def merge(model: FactorizedDiT) -> DiT:
-    """Dense DiT that computes what the factorized model does; every layer gets its own copy of weights and biases."""
+    """The equivalent dense DiT: every layer gets its own copy of weights and biases."""
     dense = DiT(model.config).to(next(model.parameters()).device)
     dense.load_state_dict({name: tensor.detach() for name, tensor in model.dense_state().items()}, strict=True)
     return dense

@@ -1,4 +1,4 @@
-"""The learngene: what models of all sizes share, stored once, and the assembly of a model of any size from it.
+"""The learngene: tensors that models of all sizes share, stored once, and the assembly of a model of any size.
 
 FINE, arXiv 2409.19289, sections 3.2 and 3.3 (unofficial implementation); widths are our extension (see width.py).
 """
@@ -23,7 +23,7 @@ WIDTH_MODES = ("nested", "slice")
 
 
 def interpolate_depth(sigma: Tensor, depth: int) -> Tensor:
-    """Sigma (L, R) at `depth` layers (depth, R): linear in the normalised depth, ends on ends; one layer is the middle."""
+    """Interpolate sigma (L, R) to (depth, R), linearly in normalised depth. First and last layers match; depth 1 is the middle."""
     source_depth = len(sigma)
     middle = torch.tensor([(source_depth - 1) / 2])
     position = torch.linspace(0, source_depth - 1, depth) if depth > 1 else middle
@@ -33,14 +33,14 @@ def interpolate_depth(sigma: Tensor, depth: int) -> Tensor:
 
 
 class Learngene:
-    """Shared tensors (factors, biases, embedders, final layer) and the source's sigma for every width it was trained at."""
+    """Shared tensors (factors, biases, embedders, final layer), and the pre-trained sigma of every trained width."""
 
     def __init__(self, config: DiTConfig, rank: int, shared: dict[str, Tensor], sigma: dict[int, dict[str, Tensor]]) -> None:
         self.config, self.rank, self.shared, self.sigma = config, rank, shared, sigma
 
     @classmethod
     def from_model(cls, model: FactorizedDiT) -> Learngene:
-        """Take the learngene out of a model pre-trained under the constraint; its factors get unit columns."""
+        """Extract the learngene from a pre-trained factorized model; its factors get unit columns."""
         model.normalize_factors()
         shared = {name: tensor.detach().cpu().clone() for name, tensor in model.shared_tensors().items()}
         sigma = {w: {m: model.sigma[str(w)][m].detach().cpu().clone() for m in BLOCK_MATRICES} for w in model.widths}
@@ -67,7 +67,7 @@ class Learngene:
         return cls(config_from_json(config["model"]), config["rank"], shared, sigma)
 
     def factorized(self) -> FactorizedDiT:
-        """The model that it was taken from, with unit columns, to be trained on: all widths, everything trainable."""
+        """The factorized model it came from, with unit columns, for further training: all widths, everything trainable."""
         own = self.config.size.width
         model = FactorizedDiT(self.config, rank=self.rank, nested_widths=tuple(w for w in self.sigma if w != own))
         with torch.no_grad():
@@ -102,7 +102,7 @@ class Learngene:
                 target.copy_(select_rows(self.shared[name], WIDTH_AXES[name], rows))
             for m, target in model.sigma[str(size.width)].items():
                 if sigma_init == "random":
-                    target *= source.width / size.width  # the chosen rows are shorter columns, as in pre-training
+                    target *= source.width / size.width  # fewer rows make shorter columns, as in pre-training
                 else:
                     target.copy_(self._sigma_for(size, m, sigma_init, width_mode))
         for parameter in model.parameters():
@@ -112,7 +112,7 @@ class Learngene:
         return model
 
     def _sigma_for(self, size: ModelSize, matrix: str, sigma_init: str, width_mode: str) -> Tensor:
-        # A width that was not trained takes sigma from the next wider one; fewer rows are made up for by a larger sigma.
+        # A width that was not trained takes sigma from the next wider one. Fewer rows need a larger sigma.
         candidates = self.sigma if width_mode == "nested" else [self.config.size.width]
         trained_width = min(w for w in candidates if w >= size.width)
         sigma = self.sigma[trained_width][matrix] * (trained_width / size.width) ** 0.5
