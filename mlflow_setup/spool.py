@@ -92,7 +92,7 @@ class Spool:
             return [write for _, write in self.pending]
 
     def head(self, limit: int, together: str) -> list[Write]:
-        """The first write. If its action is `together`, also the writes of that action right after it, at most `limit` in all."""
+        """The first write. If its action is `together`, also the same action's writes right after it; at most `limit`."""
         with self.lock:
             first = [write for _, write in islice(self.pending, limit)]
         return list(takewhile(lambda write: write.action == together, first)) or first[:1]

@@ -37,7 +37,7 @@ def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: 
         "compareRunSections": [
             {
                 "uuid": section,
-                "name": f"FID against size on {short_name}",  # the UI sorts by name; its own is forgetting
+                "name": f"FID against size on {short_name}",  # the UI sorts by name: before forgetting/*
                 "display": True,
                 "isReordered": False,
                 "deleted": False,

@@ -16,8 +16,9 @@ def check_finite_model(model: nn.Module) -> None:
         raise NotFinite(f"{len(bad)} tensors of the model are not finite, {bad[0]} among them; try a lower learning rate")
 
 
-def check_finite_samples(samples: Tensor) -> None:
-    """Raises NotFinite if samples (N, C, H, H) are not finite."""
-    if not samples.isfinite().all():
-        bad = int((~samples.flatten(1).isfinite().all(dim=1)).sum())
-        raise NotFinite(f"{bad} of {len(samples)} samples are not finite; the model has diverged")
+def not_finite(samples: Tensor) -> str | None:
+    """What is wrong with samples (N, C, H, H) that are not finite; None if nothing is."""
+    finite = samples.flatten(1).isfinite().all(dim=1)
+    if bool(finite.all()):
+        return None
+    return f"{int((~finite).sum())} of {len(samples)} samples are not finite; the model has diverged"

@@ -106,7 +106,7 @@ def _gaussian_kl(mean1: Tensor, log_variance1: Tensor, mean2: Tensor, log_varian
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    """The public DiT code's tanh approximation of the normal distribution function. Numbers that are not finite pass through."""
+    """The public DiT code's tanh approximation of the normal distribution function. Non-finite numbers stay so."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 

@@ -35,7 +35,7 @@ def show_jobs(console: Console, plan: Plan, found: Found) -> None:
         return
     table = Table(title=title, title_justify="left", box=SIMPLE)
     for index, column in enumerate(PLAN_COLUMNS):
-        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)
+        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=column != "work")  # which gives way first
     for row in rows:
         table.add_row(*row)
     console.print(table)

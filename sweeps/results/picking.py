@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,15 +67,16 @@ class Candidate:
 
 def candidates(store: Store) -> list[Candidate]:
     """Every scored point that can be merged into a dense DiT. Those that differ in their seed alone are one."""
-    scores = [(job, record) for job, record in store.records("score") if isinstance(job, ScoreSpec)]
+    scores = {job.id: job for job, _ in store.records("score") if isinstance(job, ScoreSpec)}
+    on_source = {s.trained.id: s for s in scores.values() if s.rung is None and s.evaluation.unconditional}
     groups: dict[str, list[PointResult]] = defaultdict(list)
-    for score, _ in scores:
+    for score in scores.values():
         model = score.scored
         if not isinstance(model, BaseModelSpec | TransferSpec) or score.evaluation.unconditional or score.replaced_steps:
             continue
         if isinstance(model, TransferSpec) and not transfer_method(model.method).mergeable:
             continue
-        result = point_result(_point_of(model, score, [s for s, _ in scores]), store)
+        result = point_result(_with_forgetting(model, score, on_source.get(model.id), scores), store)
         if result is not None:
             groups[json.dumps([_without_seeds(to_json(model)), str(result.protocol)], sort_keys=True)].append(result)
     found = []
@@ -87,11 +88,14 @@ def candidates(store: Store) -> list[Candidate]:
     return found
 
 
-def _point_of(model: BaseModelSpec | TransferSpec, score: ScoreSpec, scores: Sequence[ScoreSpec]) -> PlannedPoint:
-    """A point with the scores on its source domain that a store has for it."""
-    after = next((s for s in scores if s.scored == model and s.evaluation.unconditional), None)
-    before = None if after is None else next((s for s in scores if s == replace(after, scored=model.base)), None)
-    if after is None or before is None or model.base is model:
+def _with_forgetting(
+    model: BaseModelSpec | TransferSpec, score: ScoreSpec, after: ScoreSpec | None, scores: Mapping[str, ScoreSpec]
+) -> PlannedPoint:
+    """A point with the scores on its source domain, after a transfer and before it, if a store has both."""
+    if after is None or model.base is model:
+        return PlannedPoint(model=model, score=score)
+    before = scores.get(replace(after, scored=model.base).id)
+    if before is None:
         return PlannedPoint(model=model, score=score)
     return PlannedPoint(model=model, score=score, forgetting=after, forgetting_before=before)
 

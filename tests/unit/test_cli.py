@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from fine_core.dit import DIT_SIZES
 from sweeps.command_line.options import grid_from, preset_grid
 from sweeps.forgetting_curve import main as forgetting_curve
-from sweeps.planning.costs import estimated_core_s
+from sweeps.planning.costs import task_core_s
 from sweeps.planning.plan import plan_grid
 from sweeps.schedule_search import _request as request
 from sweeps.schedule_search import main as schedule_search
@@ -33,7 +33,8 @@ def test_dry_run_prints_every_point_and_computes_nothing(tmp_path):
                 if method == "fine":
                     for transfer in ("full", "difffit", "fine-sigma", "diff-tuning linear", "diff-tuning power:0.5"):
                         assert f"{transfer} {size} from fine seed {seed}" in result.output
-    assert "56 points; 67 of 67 jobs to compute" in result.output and "CPU cores" in result.output
+    # 67 models, banks and extractors; a score of each point, two of each of 40 transfers, one more of each of their 8 bases.
+    assert "56 points; 171 of 171 jobs to compute" in result.output and "CPU cores" in result.output
     assert list(tmp_path.iterdir()) == []
 
 
@@ -55,7 +56,7 @@ def test_dry_run_of_the_cluster_preset_has_the_published_size(tmp_path):
         (["--steps", "-5"], "steps is -5"),
         (["--steps", "50"], "sigma_steps is 100; it must be between 0 and steps (50)"),
         (["--source-steps", "-1"], "steps is -1"),
-        (["--methods", "magic"], "unknown method 'magic'; choose from fine, scratch"),
+        (["--methods", "magic"], "unknown initialization 'magic'; choose from fine, scratch"),
         (["--transfer", "magic"], "unknown transfer 'magic'; choose from full"),
         (["--lr", "inf"], "--lr is inf; it must be a finite number"),
         (["--rank-ratio", "nan"], "--rank-ratio is nan; it must be a finite number"),
@@ -78,7 +79,7 @@ def test_dry_run_of_the_cluster_preset_has_the_published_size(tmp_path):
         (["--transfer-from", "scratch", "--transfer", "fine-sigma"], "fine-sigma needs base models of fine"),
         (["--target", "digits"], "target 'digits' is what the base models learned already"),
         (["--batch-size", "4", "--source-ratio", "0.9"], "leaves no target image in a batch of 4"),
-        (["--transfer-from", "magic"], "--transfer-from 'magic' is not among --methods fine,scratch"),
+        (["--transfer-from", "magic"], "--transfer-from 'magic' is not among --initializations fine,scratch"),
         (["--patch-size", "3"], "input_size 8 is not divisible by patch_size 3"),
         (["--seeds", "-1"], "seeds must be 0 or more"),
         (["--rank-ratio", "0"], "rank_ratio is 0.0; it must be positive"),
@@ -148,11 +149,13 @@ def curve(*arguments: str):
 
 def test_a_curve_plans_one_size_of_the_grid_and_reuses_its_jobs(tmp_path):
     result = curve("--dry-run", "--size", "L2-D64", "--transfer", "full,difffit", "--storage-path", str(tmp_path))
-    assert result.exit_code == 0 and "3 points; 8 of 8 jobs to compute" in result.output
-    assert "curve of difffit L2-D64 from fine seed 0" in result.output and "10 scores" in result.output
+    assert result.exit_code == 0 and "3 points; 30 of 30 jobs to compute" in result.output
+    for method in ("full", "difffit"):  # of the ten shares, that of no steps is the point's own score
+        assert result.output.count(f"score of {method} L2-D64 from fine seed 0, ") == 9
     planned = {job.id for job in plan_grid(preset_grid("demo")).jobs}
-    one_size = preset_grid("demo").trial("fine", 2, 64, 0)
-    assert one_size.id in planned and {need.id for need in one_size.needs} <= planned
+    demo = preset_grid("demo")
+    one_size = demo.point(demo.base_model("fine", 2, 64, 0))
+    assert {job.id for job in (*one_size.task.jobs, *one_size.task.needs)} <= planned
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ def test_a_dry_run_of_a_search_prints_its_space_and_starts_no_study(tmp_path):
         "base fine L4-D32 seed 0, 200 sigma steps",
         "tried first: family linear, retention_weight 0.1, source_ratio 0.2, lr 0.003, sigma_steps 100; family linear",
         "early stopping: at step 33 and 99 of 300 one in 3 goes on, by the FID of 250 samples",
-        "60 trials; 15 of 15 jobs to compute",
+        "60 trials; 14 of 14 jobs to compute",  # the source's extractor scores nothing here
         "Search space of diff-tuning at L2-D32, L4-D32",
     ):
         assert text in printed, result.output
@@ -258,21 +261,75 @@ def grid(**changes):
 
 def test_one_learngene_serves_all_sizes_and_seeds():
     plan = plan_grid(grid(seeds=(0, 1)))
-    assert [job.kind for job in plan.source].count("learngene") == 1 and len(plan.base) == 16
-    learngene = next(job for job in plan.source if job.kind == "learngene")
+    assert [task.job.kind for task in plan.source].count("learngene") == 1 and len(plan.base) == 16
+    learngene = next(task.job for task in plan.source if task.job.kind == "learngene")
     assert (learngene.model.size.depth, learngene.model.size.width, learngene.nested_widths) == (4, 64, (32,))
     assert grid(width_mode="slice").learngene.nested_widths == ()
 
 
 def test_scratch_alone_needs_no_learngene():
-    assert [job.kind for job in plan_grid(grid(methods=("scratch",))).source] == ["extractor"]
+    assert [task.job.kind for task in plan_grid(grid(methods=("scratch",))).source] == ["extractor"]
 
 
 def test_the_same_grid_is_the_same_sweep_and_long_trials_come_first():
     plan = plan_grid(grid())
     assert plan.sweep_id == plan_grid(grid()).sweep_id != plan_grid(grid(steps=301)).sweep_id
-    costs = [estimated_core_s(trial) for trial in plan.base]
+    costs = [task_core_s(task) for task in plan.base]
     assert costs == sorted(costs, reverse=True) and costs[0] > 2 * costs[-1]
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        (main, ["--methods", "scratch"], ["--initializations", "scratch"]),
+        (main, ["--sampler", "ddim"], ["--image-sampler", "ddim"]),
+        (
+            forgetting_curve,
+            ["--methods", "fine", "--sampler", "ddim"],
+            ["--initializations", "fine", "--image-sampler", "ddim"],
+        ),
+        (schedule_search, ["--methods", "fine"], ["--initializations", "fine"]),
+        (schedule_search, ["--method", "difffit"], ["--transfer", "difffit"]),
+        (schedule_search, ["--sampler", "random"], ["--study-sampler", "random"]),
+    ],
+)
+def test_options_by_their_old_names_do_the_same_and_are_not_shown(command, old, new, tmp_path):
+    def invoked(*arguments: str):
+        return CliRunner().invoke(command, [*arguments, "--depths", "2", "--widths", "32", "--storage-path", str(tmp_path)])
+
+    before, after, plain = invoked("--dry-run", *old), invoked("--dry-run", *new), invoked("--dry-run")
+    assert before.exit_code == after.exit_code == 0, before.output + after.output
+    assert before.output == after.output and (after.output != plain.output or new[1] == "fine")
+    shown = set(re.findall(r"--[a-z-]+", CliRunner().invoke(command, ["--help"]).output))
+    assert not set(old[::2]) & shown and set(new[::2]) <= shown
+
+
+def grid_of(*arguments: str):
+    with main.make_context("size_grid", list(arguments)) as context:
+        return grid_from(context.params)
+
+
+def test_the_source_domain_is_scored_after_a_transfer_as_it_was_asked_for():
+    own = ("--eval", "paper", "--num-samples", "2000", "--depths", "2", "--widths", "32")
+
+    def protocols(*arguments: str):
+        """(samples, sampler, guidance) of the scores on the source domain under the null label, after and before."""
+        plan = plan_grid(grid_of(*own, *arguments))
+        scores = [score for task in plan.tasks for score in task.scores]
+        assert len(plan.transfer) == 5 and sum(not score.evaluation.unconditional for score in scores) == len(plan.points)
+        source = [score for score in scores if score.evaluation.unconditional]
+        assert all(score.dataset == "digits" for score in source)
+        assert [score.trained.kind for score in source].count("transfer") in (0, 5)
+        assert len(source) in (0, 6), "one of the base model serves all its transfers"
+        return {(score.evaluation.num_samples, score.evaluation.sampler.sampler) for score in source}
+
+    assert protocols("--forgetting", "none") == set()
+    assert protocols("--forgetting", "same") == {(2000, "ddpm")}
+    assert protocols("--forgetting", "quick") == protocols() == {(1000, "dpm-solver++")}
+    assert grid_of("--forgetting", "quick", "--num-samples", "200").forgetting.num_samples == 200, (
+        "never more than the target's"
+    )
+    assert invoke("--forgetting", "all").exit_code == 2
 
 
 def test_the_order_of_the_options_does_not_make_another_sweep():
@@ -282,9 +339,10 @@ def test_the_order_of_the_options_does_not_make_another_sweep():
 def test_a_transfer_stage_shares_banks_and_takes_what_each_method_needs():
     plan = plan_grid(grid(transfer=preset_grid("demo").transfer))
     assert len(plan.base) == 8 and len(plan.bank) == 4, "one bank per base model of FINE"
-    assert len(plan.transfer) == 4 * 5 and {job.initialization.name for job in plan.transfer} == {"fine"}
-    assert [job.dataset for job in plan.source if job.kind == "extractor"] == ["digits", "digits-rotated-few"]
-    by_method = {job.method_label: job for job in plan.transfer}
+    transfers = [task.job for task in plan.transfer]
+    assert len(transfers) == 4 * 5 and {job.initialization.name for job in transfers} == {"fine"}
+    assert sorted(task.job.dataset for task in plan.source if task.job.kind == "extractor") == ["digits", "digits-rotated-few"]
+    by_method = {job.method_label: job for job in transfers}
     assert by_method["difffit"].training.lr == pytest.approx(10 * by_method["full"].training.lr)
     assert by_method["full"].rehearsal is by_method["full"].bank is by_method["full"].gamma_span is None
     assert by_method["diff-tuning linear"].bank == by_method["diff-tuning power:0.5"].bank
@@ -294,11 +352,11 @@ def test_a_transfer_stage_shares_banks_and_takes_what_each_method_needs():
 def test_options_that_a_method_does_not_use_do_not_make_another_point():
     def ids(**changes):
         transfer = replace(preset_grid("demo").transfer, methods=("full", "difffit"), **changes)
-        return {job.id for job in plan_grid(grid(transfer=transfer)).transfer if job.method == "full"}
+        return {task.id for task in plan_grid(grid(transfer=transfer)).transfer if task.job.method == "full"}
 
     assert ids() == ids(gamma_span=1.0, retention_weight=0.7, bank_images=9) != ids(steps=7)
 
 
 def test_gradient_clipping_reaches_the_specs():
-    trial = plan_grid(grid(grad_clip=0.5)).base[0]
+    trial = plan_grid(grid(grad_clip=0.5)).base[0].job
     assert trial.training.grad_clip == 0.5 and trial.initialization.learngene.training.grad_clip == 0.5

@@ -156,3 +156,20 @@ def test_old_records_are_said_in_one_line(finished, tmp_path):
     sweep, text = sweep_over(plan_of(tiny_transfer("difffit")), store)
     sweep._say_old_records()
     assert text.getvalue() == "2 records of an older version are not used (2 trial)\n"
+
+
+class TwoRanks(LocalContext):
+    """A rank of two whose gathered items the test names."""
+
+    def __init__(self, items: list) -> None:
+        super().__init__("unused")
+        self.items = items
+
+    def gather(self, item):
+        return [item, *self.items]
+
+
+def test_what_one_rank_finds_ends_all_of_them():
+    with pytest.raises(NotFinite, match="3 of 8 samples"):
+        TwoRanks(["3 of 8 samples are not finite"]).raise_together(None)
+    TwoRanks([None]).raise_together(None)

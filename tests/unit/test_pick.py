@@ -1,7 +1,7 @@
-"""From records back to specs, and the best point under a budget taken away: dense, for diffusers, and registered."""
+"""The best point under a budget taken away: dense, for diffusers, and registered."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import mlflow
 import pytest
@@ -12,41 +12,13 @@ from fine_core.checkpoints.diffusers_folder import load_diffusers, load_pipeline
 from fine_core.checkpoints.native import load_model
 from sweeps.pick import main
 from sweeps.results.picking import candidates, card, on_dataset, pick
-from tests.tiny import random_dit, tiny_bank, tiny_base, tiny_learngene, tiny_transfer
-from trainables.jobs.inputs import source_spec
-from trainables.jobs.run import run_job
+from tests.tiny import compute, tiny_base, tiny_learngene, tiny_point, tiny_transfer
 from trainables.jobs.transfer import load_transferred
-from trainables.specs.from_record import job_from_record
-from trainables.specs.models import DecomposedLearngeneSpec
 from trainables.specs.scorers import ExtractorSpec
-from trainables.specs.transfers import CurveSpec, RungSpec
 from trainables.storage.store import Store
 from trainables.training.context import LocalContext
 
 TARGET = "digits-inverted"
-
-
-def specs():
-    transfer, source = tiny_transfer("diff-tuning"), source_spec(random_dit(depth=3))
-    common = {name: getattr(tiny_learngene(), name) for name in ("dataset", "model", "rank", "nested_widths", "training")}
-    decomposed = DecomposedLearngeneSpec(
-        **common, source=source, als_sweeps=3, teacher_weight=0.5, evaluation=transfer.evaluation, extractor=transfer.extractor
-    )
-    base = tiny_base("fine")
-    from_source = replace(base, initialization=replace(base.initialization, learngene=decomposed))
-    return [
-        ExtractorSpec(dataset="digits"), tiny_learngene(), source, decomposed, base, tiny_base("scratch"), from_source,
-        tiny_bank(base), transfer, tiny_transfer("difffit"), tiny_transfer("full", base=tiny_base("scratch")),
-        RungSpec(transfer=transfer, step=2, evaluation=transfer.evaluation), CurveSpec(transfer=transfer, shares=(0.0, 0.5)),
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("job", specs(), ids=lambda job: f"{job.kind} {job.id}")
-def test_a_spec_comes_back_from_its_record(job):
-    record = json.loads(json.dumps({"kind": job.kind, "id": job.id, "spec": asdict(job)}))
-    assert job_from_record(record) == job
-    assert job_from_record({**record, "id": "of another version"}) is None
-    assert job_from_record({**record, "spec": {**record["spec"], "new": 1}}) is None
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +26,11 @@ def store(tmp_path_factory) -> Store:
     """Two seeds of a small transfer, one of a base model and of a transfer that cannot be merged."""
     store = Store(tmp_path_factory.mktemp("store"))
     second = replace(tiny_base("fine"), seed=1)
-    jobs = [ExtractorSpec(dataset=name) for name in ("digits", TARGET)] + [tiny_learngene(), tiny_base("fine"), second]
-    jobs += [tiny_transfer("difffit"), tiny_transfer("difffit", base=second, seed=1), tiny_transfer("full")]
-    for job in [*jobs, tiny_transfer("adapter-parallel")]:
-        run_job(job, store.location, LocalContext(f"{store.root}-pad/{job.id}"), checkpoint_every_steps=100)
+    models = [tiny_base("fine"), second, tiny_transfer("difffit"), tiny_transfer("difffit", base=second, seed=1)]
+    points = [tiny_point(model) for model in (*models, tiny_transfer("full"), tiny_transfer("adapter-parallel"))]
+    jobs = [ExtractorSpec(dataset=name) for name in ("digits", TARGET)] + [tiny_learngene()]
+    for job in [*jobs, *(job for point in points for job in (point.model, *point.all_scores))]:
+        compute(job, store, LocalContext(f"{store.root}-pad/{job.id}"), every=100)
     return store
 
 
@@ -73,8 +46,10 @@ def test_seeds_are_one_candidate_and_what_cannot_be_merged_is_none(store):
     best = pick(on_target, {"serve_bytes": 10**6})
     assert best.fid == min(c.fid for c in on_target)
     content = card(best, on_target)
-    assert content["on_front_of_serve_bytes"] and content["protocol"] == best.records[0]["protocol"]
-    assert [part["kind"] for part in content["lineage"]] == ["transfer", "trial", "learngene"]
+    assert content["on_front_of_serve_bytes"] and content["protocol"] == str(best.protocol)
+    forgotten = store.record(tiny_point(best.jobs[0]).forgetting).metrics["fid"]
+    assert content["source_fid"] == forgotten != content["fid"], "the scores of forgetting are no points of their own"
+    assert [part["kind"] for part in content["lineage"]] == ["transfer", "base", "learngene"]
 
 
 def invoke(store: Store, *arguments: str):
@@ -129,8 +104,13 @@ def test_bad_input_is_one_line(store, arguments, message):
 
 def test_protocols_are_not_mixed_and_an_empty_store_is_named(store, tmp_path):
     found = candidates(store)
-    mixed = [replace(c, records=tuple({**r, "protocol": "another"} for r in c.records)) for c in found[:1]]
+    dataset, protocol = found[0].jobs[0].dataset, replace(found[0].protocol, num_samples=12345)
+    other = replace(found[0].results[0], score_record=replace(found[0].results[0].score_record, protocol=protocol))
+    mixed = [*found, replace(found[0], results=(other,))]
     with pytest.raises(ValueError, match="have 2 protocols, which cannot be compared"):
-        on_dataset([*found, *mixed], found[0].jobs[0].dataset)
+        on_dataset(mixed, dataset)
+    assert on_dataset(mixed, dataset, "12345 samples") == mixed[-1:], "unless one is chosen by a part of it"
+    with pytest.raises(ValueError, match="no protocol on .* contains 'magic'"):
+        on_dataset(mixed, dataset, "magic")
     result = CliRunner().invoke(main, ["--storage-path", str(tmp_path)])
     assert result.exit_code == 2 and "holds no scored point; run a sweep first" in result.output

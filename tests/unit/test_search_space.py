@@ -60,7 +60,11 @@ def test_base_models_of_scratch_have_no_sigma_steps():
 
 def test_every_base_and_bank_that_a_point_may_ask_for_is_planned_before_the_search():
     plan = search(sizes=("all",))
-    assert len(plan.studies) == 4 and len(plan.base) == len(plan.bank) == 4 * 3 and len(plan.source) == 3
+    assert len(plan.studies) == 4 and len(plan.base) == len(plan.bank) == 4 * 3
+    # The source's own extractor only where the source domain is scored.
+    assert sorted(task.job.kind for task in plan.source) == ["extractor", "learngene"]
+    with_forgetting = search(sizes=("all",), objectives=("fid", "forgetting"))
+    assert [task.job.kind for task in with_forgetting.source].count("extractor") == 2
     known = {job.id for job in plan.jobs}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     for spec_of_size in plan.studies:
@@ -101,7 +105,7 @@ def test_limits_leave_out_what_does_not_keep_to_them():
     with pytest.raises(ValueError, match=r"no point keeps to serve_bytes <= 100; the least is serve_bytes [\d,]+$"):
         search(**difffit, limits={"serve_bytes": 100})
     fixed = {"method": "difffit", "sizes": ("L4-D64",), "searched": ("lr",)}
-    with pytest.raises(ValueError, match="no point keeps to serve_bytes <= 24,000; the least is serve_bytes 25,568"):
+    with pytest.raises(ValueError, match="no point keeps to serve_bytes <= 24,000; the least is serve_bytes 25,648"):
         search(**fixed, limits={"serve_bytes": 24_000})  # of the one span that is not searched
 
 

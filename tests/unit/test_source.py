@@ -13,11 +13,11 @@ from fine_core.initializers.fine.learngene import Learngene
 from sweeps.command_line.options import preset_grid
 from sweeps.planning.plan import plan_grid
 from sweeps.size_grid import main
-from tests.tiny import DyingContext, Killed, random_dit, tiny_base, tiny_config
+from tests.tiny import DyingContext, Killed, compute, random_dit, tiny_config, tiny_score
 from trainables.jobs.inputs import publish_source, source_spec
-from trainables.jobs.run import run_job
+from trainables.jobs.served import load_served
 from trainables.specs.base import TrainingSpec
-from trainables.specs.models import DecomposedLearngeneSpec
+from trainables.specs.models import DecompositionSpec, LearngeneSpec
 from trainables.specs.scorers import ExtractorSpec
 from trainables.storage.files import LEARNGENE_FILE, MODEL_FILE
 from trainables.storage.store import Store
@@ -25,27 +25,24 @@ from trainables.training.batches import DenoisingBatches, DistillingBatches
 from trainables.training.context import LocalContext
 
 
-def decomposition(source, **changes) -> DecomposedLearngeneSpec:
+def decomposed(source, *, nested_widths=(8,), **changes) -> LearngeneSpec:
+    """A learngene that starts from a decomposition."""
+    shape = {"rank": 16, "nested_widths": nested_widths}
     spec = {
         "dataset": "digits",
         "model": source.model,
-        "rank": 16,
-        "nested_widths": (8,),
         "training": TrainingSpec(steps=6, batch_size=16),
-        "source": source,
-        "als_sweeps": 20,
+        "decomposition": DecompositionSpec(source=source, als_sweeps=20, **shape),
         "teacher_weight": 0.5,
-        "evaluation": tiny_base().evaluation,
-        "extractor": ExtractorSpec(dataset="digits"),
     }
-    return DecomposedLearngeneSpec(**{**spec, **changes})
+    return LearngeneSpec(**{**spec, **shape, **changes})
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
     """A store with an extractor and an imported model."""
     store = Store(tmp_path_factory.mktemp("store"))
-    run_job(ExtractorSpec(dataset="digits"), store.location, LocalContext("unused"), checkpoint_every_steps=4)
+    compute(ExtractorSpec(dataset="digits"), store, LocalContext("unused"))
     model = random_dit(depth=3)
     publish_source(source_spec(model), model, store)
     return store
@@ -62,19 +59,23 @@ def test_a_source_is_known_by_its_weights(store, tmp_path):
 
 
 def test_a_decomposition_is_scored_on_its_way_and_resumes_bit_for_bit(store, tmp_path):
-    job = decomposition(source_spec(random_dit(depth=3)))
+    job = decomposed(source_spec(random_dit(depth=3)))
+    decomposition, extractor = job.decomposition, ExtractorSpec(dataset="digits")
+    assert job.needs == (decomposition, decomposition.source) and decomposition.needs == (decomposition.source,)
     whole, killed = Store(tmp_path / "whole"), Store(tmp_path / "killed")
     for copy in (whole, killed):
         model = random_dit(depth=3)
-        publish_source(job.source, model, copy)
-        run_job(job.extractor, copy.location, LocalContext("unused"), checkpoint_every_steps=4)
-    run_job(job, whole.location, LocalContext(tmp_path / "a"), checkpoint_every_steps=2)
+        publish_source(decomposition.source, model, copy)
+        for needed in (extractor, decomposition):
+            compute(needed, copy, LocalContext("unused"))
+    compute(job, whole, LocalContext(tmp_path / "a"), every=2)
     with pytest.raises(Killed):
-        run_job(job, killed.location, DyingContext(tmp_path / "b", after_reports=2), checkpoint_every_steps=2)
-    run_job(job, killed.location, LocalContext(tmp_path / "b"), checkpoint_every_steps=2)
+        compute(job, killed, DyingContext(tmp_path / "b", after_reports=2), every=2)
+    compute(job, killed, LocalContext(tmp_path / "b"), every=2)
     assert whole.fetch(job, LEARNGENE_FILE).read_bytes() == killed.fetch(job, LEARNGENE_FILE).read_bytes()
-    metrics = whole.read_record(job)["metrics"]
-    assert {"fid/source", "fid/decomposed", "fid/trained"} <= set(metrics)
+    scores = [tiny_score(scored, extractor=extractor) for scored in (decomposition.source, decomposition, job)]
+    assert [compute(score, whole, LocalContext("unused")).metrics["fid"] > 0 for score in scores] == [True] * 3
+    metrics = whole.record(decomposition).metrics
     for matrix in BLOCK_MATRICES:
         assert 0 < metrics[f"error/{matrix}/als"] < metrics[f"error/{matrix}/joint_svd"] <= 1.5
     learngene = Learngene.load(whole.fetch(job, LEARNGENE_FILE))
@@ -82,10 +83,24 @@ def test_a_decomposition_is_scored_on_its_way_and_resumes_bit_for_bit(store, tmp
 
 
 def test_without_steps_the_learngene_is_the_decomposition(store):
-    job = decomposition(source_spec(random_dit(depth=3)), training=TrainingSpec(steps=0, batch_size=16), nested_widths=())
-    run_job(job, store.location, LocalContext("unused"), checkpoint_every_steps=2)
-    metrics = store.read_record(job)["metrics"]
-    assert metrics["fid/trained"] == metrics["fid/decomposed"] and metrics["train_s"] == 0
+    job = decomposed(source_spec(random_dit(depth=3)), training=TrainingSpec(steps=0, batch_size=16), nested_widths=())
+    compute(job.decomposition, store, LocalContext("unused"))
+    assert compute(job, store, LocalContext("unused"), every=2).metrics["train_s"] == 0
+    trained, before = (
+        compute(tiny_score(scored, extractor=ExtractorSpec(dataset="digits")), store, LocalContext("unused")).metrics["fid"]
+        for scored in (job, job.decomposition)
+    )
+    assert trained == before
+    served, expected = (load_served(part, store).state_dict() for part in (job, job.decomposition))
+    torch.testing.assert_close(served, expected)
+
+
+def test_without_a_teacher_the_given_model_is_not_needed(store):
+    job = decomposed(source_spec(random_dit(depth=3)), teacher_weight=0.0)
+    assert job.needs == (job.decomposition,)
+    compute(job.decomposition, store, LocalContext("unused"))
+    record = compute(job, store, LocalContext("unused"), every=100)
+    assert record.metrics["train_steps"] == 6 and list(record.made_from) == [job.decomposition.folder]
 
 
 def test_the_distilled_half_follows_the_teacher_at_its_weight():
@@ -107,11 +122,19 @@ def grid(**changes):
 
 def test_a_grid_from_a_source_decomposes_it_once_and_takes_its_shape():
     plan = plan_grid(grid())
-    (learngene,) = plan.decompose
-    assert learngene.model == learngene.source.model and learngene.nested_widths == (16,) and learngene.rank == 32
-    assert [job.kind for job in plan.source] == ["extractor"] and list(plan.stages) == ["source", "decompose", "base"]
-    assert {job.size.depth for job in plan.base} == {2, 5}
-    assert all(replace(job.model, size=learngene.model.size) == learngene.model for job in plan.base)
+    (task,) = plan.learngene
+    learngene, (scores,) = task.job, plan.decompositions
+    decomposition, given = (task.job for task in plan.decompose)
+    assert (decomposition, scores.source) == (learngene.decomposition, given) and given.scored == decomposition.source
+    for part in (learngene, decomposition):
+        assert part.model == decomposition.source.model and part.nested_widths == (16,) and part.rank == 32
+    assert (scores.decomposed.scored, scores.trained.scored) == (decomposition, learngene)
+    assert [task.scores for task in (*plan.decompose, *plan.learngene)] == [(scores.decomposed,), (), (scores.trained,)]
+    assert [task.job.kind for task in plan.source] == ["extractor"]
+    assert list(plan.stages) == ["source", "decompose", "learngene", "base"]
+    bases = [task.job for task in plan.base]
+    assert {job.size.depth for job in bases} == {2, 5}
+    assert all(replace(job.model, size=learngene.model.size) == learngene.model for job in bases)
     assert plan.sweep_id != plan_grid(grid(als_sweeps=3)).sweep_id
     with pytest.raises(ValueError, match="width 64 is wider than the source's 32"):
         plan_grid(replace(grid(), widths=(64,)))

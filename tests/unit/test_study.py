@@ -179,7 +179,8 @@ def test_a_study_of_another_space_or_task_is_refused(tmp_path):
     opened(spec(study="mine", sampler="tpe", num_trials=30), tmp_path)
     with pytest.raises(StudyError, match="study 'mine-diff-tuning-L2-D32' exists with another search space"):
         opened(spec(study="mine", searched=("lr",)), tmp_path)
-    with pytest.raises(StudyError, match="another early stopping, objectives"):
+    # What a search scores is part of its task, and forgetting is scored where it is an objective.
+    with pytest.raises(StudyError, match="another task .*, early stopping, objectives; take"):
         opened(spec(study="mine", objectives=("fid", "forgetting")), tmp_path)
     with pytest.raises(StudyError, match="another task"):
         opened(search(replace(GRID, steps=200), study="mine").studies[0], tmp_path)

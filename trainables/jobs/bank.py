@@ -10,7 +10,7 @@ import torch
 from fine_core.checkpoints.native import load_model
 from fine_core.data.pixels import to_uint8
 from fine_core.data.registry import dataset_info
-from fine_core.evaluation.finite import check_finite_samples
+from fine_core.evaluation.finite import not_finite
 from fine_core.randomness import stream_seed
 from fine_core.sampling.draw import draw_batch
 from fine_core.transfer.bank import bank_labels, save_bank
@@ -34,11 +34,12 @@ def run_bank(job: BankSpec, context: JobContext) -> Result:
     rounds_per_report = max(1, len(labels) // (NUM_REPORTS * run.num_workers))
     for round_, first in enumerate(range(len(done), len(labels), run.num_workers)):
         index = first + run.rank
-        mine = None
+        mine, problem = None, None
         if index < len(labels):
             drawn = draw_batch(model, labels[index], job.sampler, seed=seed, index=index)
-            check_finite_samples(drawn)
+            problem = not_finite(drawn)
             mine = (drawn.half() if is_latent else to_uint8(drawn)).cpu()
+        run.raise_together(problem)
         done += [images for images in run.gather(mine) if images is not None]
         if (round_ + 1) % rounds_per_report == 0:
             elapsed_s = sampling_s + time.perf_counter() - started

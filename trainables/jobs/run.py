@@ -26,6 +26,7 @@ from trainables.storage.provenance import PeakMemory, provenance
 from trainables.storage.record import Record
 from trainables.storage.store import Store
 from trainables.training.context import RunContext
+from trainables.training.reproducible import make_reproducible
 
 RUN: dict[str, Callable[[Any, JobContext], Result]] = {
     "extractor": run_extractor,
@@ -40,6 +41,7 @@ RUN: dict[str, Callable[[Any, JobContext], Result]] = {
 def run_task(task: Task, store_location: str, run: RunContext, *, checkpoint_every_steps: int) -> None:
     """Compute a job and its scores and publish their records; what the store has already is not computed again."""
     store = Store(store_location)
+    make_reproducible(run.device)
     served = run_job(task.job, store, run, checkpoint_every_steps=checkpoint_every_steps).served
     for score in task.scores:
         run_job(score, store, run, checkpoint_every_steps=checkpoint_every_steps, served=served)

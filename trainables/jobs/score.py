@@ -13,7 +13,7 @@ from torchvision.utils import make_grid
 from fine_core.data.registry import labels_to_sample, load_dataset
 from fine_core.dit import DiT
 from fine_core.evaluation.features import Features, extract_features
-from fine_core.evaluation.finite import check_finite_model, check_finite_samples
+from fine_core.evaluation.finite import check_finite_model, not_finite
 from fine_core.evaluation.protocol import EvaluationSpec, Protocol
 from fine_core.evaluation.scores import compute_scores
 from fine_core.sampling.draw import Tail, draw_batch
@@ -75,13 +75,17 @@ def _sample_features(
     if spec.unconditional:
         labels = torch.full_like(labels, model.config.num_classes)
     mine: dict[int, tuple[Features, Tensor]] = {}
+    problem: str | None = None
     for index, batch_labels in enumerate(labels.split(spec.batch_size)):
         if index % run.num_workers == run.rank:  # batches have their own streams: images do not depend on who draws them
             drawn = draw_batch(model, batch_labels, spec.sampler, seed=seed, index=index, tail=tail)
-            check_finite_samples(drawn)
+            problem = not_finite(drawn)
+            if problem is not None:
+                break
             images = scorer.to_images(drawn)
             features = extract_features(scorer.extractor, images, batch_size=EXTRACTED_AT_ONCE)
             mine[index] = (features, images[:NUM_SHOWN_SAMPLES].cpu())
+    run.raise_together(problem)
     by_index = {index: pair for part in run.gather(mine) for index, pair in part.items()}
     ordered = [by_index[index] for index in sorted(by_index)]
     return Features.join([features for features, _ in ordered]), ordered[0][1]

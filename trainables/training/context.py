@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from fine_core.evaluation.finite import NotFinite
+
 
 class RunContext(ABC):
     """One of `num_workers` equal workers of a job. Rank 0 saves and scores; all ranks call every method alike."""
@@ -38,6 +40,12 @@ class RunContext(ABC):
     def agreed(self, item: Any) -> Any:
         """Rank 0's item, on every rank: what each found in the store may differ."""
         return self.gather(item)[0]
+
+    def raise_together(self, problem: str | None) -> None:
+        """Raise NotFinite on every rank if any rank has a problem: one that raised alone would leave the others waiting."""
+        problems = [one for one in self.gather(problem) if one is not None]
+        if problems:
+            raise NotFinite(problems[0])
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The element-wise mean over all ranks, on every rank."""

@@ -23,7 +23,7 @@ WIDTH_MODES = ("nested", "slice")
 
 
 def interpolate_depth(sigma: Tensor, depth: int) -> Tensor:
-    """Interpolate sigma (L, R) to (depth, R), linearly in normalised depth. First and last layers match; depth 1 is the middle."""
+    """Interpolate sigma (L, R) to (depth, R), linear in normalised depth. The end layers match; depth 1 is the middle."""
     source_depth = len(sigma)
     middle = torch.tensor([(source_depth - 1) / 2])
     position = torch.linspace(0, source_depth - 1, depth) if depth > 1 else middle
