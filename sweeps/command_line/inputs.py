@@ -32,8 +32,8 @@ DEFAULT_IMAGE_SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Brought:
-    """Everything that was brought along, read and checked; paths where it came from. None where nothing was."""
+class Inputs:
+    """Everything that the user gives, read and checked; paths where it came from. None where nothing was."""
 
     model: DiT | None
     source: SourceSpec | None
@@ -55,7 +55,7 @@ class Brought:
             publish_file(self.target_reference, self.paths["target_reference"], store)
 
 
-def brought_by(options: dict[str, Any]) -> Brought:
+def read_inputs(options: dict[str, Any]) -> Inputs:
     """What the options name, read once. Raises ValueError for what cannot be read."""
     names = ("source", "inception_weights", "extractor", "reference", "target_reference", "vae")
     return _read(*(options[name] for name in names), options["source_num_heads"])
@@ -70,7 +70,7 @@ def _read(
     target_reference: str | None,
     vae: str | None,
     num_heads: int | None,
-) -> Brought:
+) -> Inputs:
     check(inception_weights is None or extractor is None, "name --inception-weights or --extractor, not both")
     given = {"extractor": inception_weights or extractor, "reference": reference, "target_reference": target_reference}
     paths = {name: Path(path).expanduser() for name, path in {**given, "vae": vae}.items() if path is not None}
@@ -90,7 +90,7 @@ def _read(
             reference=file_spec(paths["reference"]) if "reference" in paths else None,
             vae=vae_spec(paths["vae"]) if "vae" in paths else None,
         )
-    return Brought(
+    return Inputs(
         model=model,
         source=None if model is None else source_spec(model),
         scoring=scoring,
@@ -117,11 +117,11 @@ def _read_model(path: Path, num_heads: int | None) -> DiT:
     return model
 
 
-def dataset_named(text: str, options: dict[str, Any], brought: Brought) -> str:
+def dataset_named(text: str, options: dict[str, Any], inputs: Inputs) -> str:
     """The dataset that an option means, one by path with all that fixes its images. Raises ValueError."""
     if not is_by_path(text):
         return text
     size = options["image_size"]
     if size is None:
-        size = DEFAULT_IMAGE_SIZE if brought.model is None else brought.model.config.input_size
+        size = DEFAULT_IMAGE_SIZE if inputs.model is None else inputs.model.config.input_size
     return resolve(text, image_size=size, flips=options["flip"])

@@ -15,7 +15,7 @@ from fine_core.data.registry import DATASETS
 from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.initializers.fine.learngene import SIGMA_INITS, WIDTH_MODES
 from fine_core.sampling.sampler import SAMPLERS, SamplerSpec
-from sweeps.command_line.inputs import DEFAULT_IMAGE_SIZE, Brought, brought_by, dataset_named
+from sweeps.command_line.inputs import DEFAULT_IMAGE_SIZE, Inputs, dataset_named, read_inputs
 from sweeps.command_line.parsing import RenamedOption, byte_count, integers, names
 from sweeps.command_line.presets import DEFAULT_TARGETS, EVALUATIONS, PRESETS
 from sweeps.command_line.session import DEFAULT_DATA_FOLDER
@@ -211,20 +211,20 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
         sampling_steps=options["sampling_steps"],
         guidance_scale=options["guidance_scale"],
     )
-    brought = brought_by(options)
-    taken = {"sampler": sampler, "source": brought.source, "scoring": brought.scoring}
-    taken["dataset"] = dataset_named(options["dataset"], options, brought)
+    inputs = read_inputs(options)
+    taken = {"sampler": sampler, "source": inputs.source, "scoring": inputs.scoring}
+    taken["dataset"] = dataset_named(options["dataset"], options, inputs)
     if _is_given("image_size") and not any(is_by_path(options[name] or "") for name in ("dataset", "target")):
         raise ValueError("--image-size is of images by path; the built-in sets have their own, leave it out")
-    taken["methods"] = options["methods"] or (("fine", "scratch") if brought.source is None else ("given", "fine", "scratch"))
-    if brought.source is not None:
-        taken["head_dim"] = brought.source.model.size.head_dim  # heads keep their size at all widths
+    taken["methods"] = options["methods"] or (("fine", "scratch") if inputs.source is None else ("given", "fine", "scratch"))
+    if inputs.source is not None:
+        taken["head_dim"] = inputs.source.model.size.head_dim  # heads keep their size at all widths
     taken["forgetting"] = _forgetting(
         options["forgetting"], EvaluationSpec(num_samples=options["num_samples"], sampler=sampler)
     )
     own = {field.name for field in fields(GridSpec)} - {*taken, "transfer"}
     grid = GridSpec(**taken, **{name: options[name] for name in own})
-    return replace(grid, transfer=_transfer_from(options, grid.methods, brought))
+    return replace(grid, transfer=_transfer_from(options, grid.methods, inputs))
 
 
 def _forgetting(choice: str, own: EvaluationSpec) -> EvaluationSpec | None:
@@ -241,7 +241,7 @@ def _passes(evaluation: EvaluationSpec) -> int:
     return evaluation.num_samples * evaluation.sampler.passes_per_sample
 
 
-def _transfer_from(options: dict[str, Any], named: tuple[str, ...], brought: Brought) -> TransferGridSpec | None:
+def _transfer_from(options: dict[str, Any], named: tuple[str, ...], inputs: Inputs) -> TransferGridSpec | None:
     target = options["target"] or DEFAULT_TARGETS.get(options["dataset"])
     if options["transfer"] == (NO_TRANSFER,):
         return None
@@ -268,8 +268,8 @@ def _transfer_from(options: dict[str, Any], named: tuple[str, ...], brought: Bro
         steps=options["transfer_steps"],
         lr=options["transfer_lr"],
         bank_sampler=bank_sampler,
-        target=dataset_named(target, options, brought),
-        target_reference=brought.target_reference,
+        target=dataset_named(target, options, inputs),
+        target_reference=inputs.target_reference,
         **{name: options[name] for name in ("weighting", "retention_weight", "source_ratio")},
         **{name: options[name] for name in ("gamma_span", "bank_images")},
     )

@@ -16,7 +16,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
-from sweeps.command_line.inputs import brought_by
+from sweeps.command_line.inputs import read_inputs
 from sweeps.display.plan import show_plan
 from sweeps.execution.cluster import NoCapacity, is_joined, num_cpus
 from sweeps.execution.errors import StoppedSweep, without_password
@@ -96,7 +96,7 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
 
         with FileLock(data_folder / ".databases.lock"):  # sweeps that create a fresh database together all fail
             tracking = open_tracking(tracking_uri, name, data_folder)
-            brought_by(options).publish(store)
+            read_inputs(options).publish(store)
             sweep = asked.sweep(
                 Surroundings(
                     name=name,

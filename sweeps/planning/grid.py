@@ -30,7 +30,7 @@ from trainables.specs.transfers import TransferSpec
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringSpec:
-    """An extractor that was brought along, with the reference of the source domain and the VAE of latents, if any."""
+    """An extractor that the user gives, with the reference of the source domain and the VAE of latents, if any."""
 
     extractor: FileSpec
     format: str

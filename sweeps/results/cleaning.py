@@ -29,7 +29,7 @@ class Deletable:
 
 def deletable(plan: Plan, store: Store) -> list[Deletable]:
     """Kept are: points on a front (the joint one or their method's, by any cost), base models of deltas that are kept or of
-    any other sweep's, what unfinished jobs are made from, learngenes, extractors and whatever was brought along. Records,
+    any other sweep's, what unfinished jobs are made from, learngenes, extractors and inputs of the user. Records,
     scores and pictures stay in any case.
     """
     records = {job.id: record for job in plan.jobs if (record := store.read_record(job))}

@@ -1,4 +1,4 @@
-"""The model that was brought along, as it is: no step is taken."""
+"""The user's own model, as it is: no step is taken."""
 
 from __future__ import annotations
 

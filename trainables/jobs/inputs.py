@@ -1,4 +1,4 @@
-"""Artifacts that a user brings along: a model, an extractor or reference statistics, a VAE. Known by the hash of what is in
+"""Artifacts that a user gives: a model, an extractor or reference statistics, a VAE. Known by the hash of what is in
 them, and put into the store by the sweep's own process, so that workers need no other path."""
 
 from __future__ import annotations

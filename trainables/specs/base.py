@@ -92,7 +92,7 @@ class TrainingJobSpec(JobSpec):
 
 
 class InputSpec(JobSpec):
-    """Base of what the user brings along, known by the hash of its content. The sweep's process puts it into the store."""
+    """Base of what the user gives, known by the hash of its content. The sweep's process puts it into the store."""
 
     sha256: str
 

@@ -29,7 +29,7 @@ class ExtractorSpec(JobSpec):
 
 @spec("given-extractor")
 class GivenExtractorSpec(ExtractorSpec):
-    """Features of an extractor that was brought along, and the reference statistics of a dataset by it.
+    """Features of an extractor that the user gives, and the reference statistics of a dataset by it.
 
     The reference comes from the dataset's images (of latents: those that they were made from), or from an ADM `.npz`. `vae`
     decodes what models of latents draw.
