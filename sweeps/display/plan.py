@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fine_core.dit import count_macs, count_parameters
-from sweeps.display.numbers import amount, counted, duration
+from sweeps.display.numbers import amount, duration
 from sweeps.planning.costs import estimated_core_s, predicted_serve_bytes, scoring_macs, total_macs
 from sweeps.planning.plan import Found, Plan
 from trainables.specs.base import JobSpec, TrainingJobSpec
@@ -15,7 +15,7 @@ from trainables.specs.models import PointSpec
 from trainables.specs.tasks import Task
 
 MAX_TABLE_ROWS = 500
-PLAN_COLUMNS = ("stage", "point", "parameters", "MACs", "serve bytes", "work", "core time", "state")
+PLAN_COLUMNS = ("stage", "point", "parameters", "MACs", "bytes", "work", "scores", "core time", "state")
 
 
 def show_plan(console: Console, plan: Plan, found: Found, *, slots: int | None) -> None:
@@ -35,22 +35,23 @@ def show_jobs(console: Console, plan: Plan, found: Found) -> None:
         return
     table = Table(title=title, title_justify="left", box=SIMPLE)
     for index, column in enumerate(PLAN_COLUMNS):
-        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=column != "work")  # which gives way first
+        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=column != "point")
     for row in rows:
         table.add_row(*row)
     console.print(table)
 
 
 def _cells(stage: str, task: Task, label: str, found: Found) -> tuple[str, ...]:
-    model = getattr(task.job, "model", None)
+    model, jobs = getattr(task.job, "model", None), found.missing(task) or task.jobs
     return (
         stage,
         label,
         f"{count_parameters(model):,}" if model else "",
         amount(count_macs(model)) if model else "",
         amount(predicted_serve_bytes(task.job), "B") if isinstance(task.job, PointSpec) else "",
-        _amount_of_work(found.missing(task) or task.jobs),
-        duration(sum(map(estimated_core_s, found.missing(task) or task.jobs))),
+        _work(jobs),
+        str(sum(job.kind == "score" for job in jobs) or ""),
+        duration(sum(map(estimated_core_s, jobs))),
         found.state(task),
     )
 
@@ -71,9 +72,7 @@ def time_left(core_s: float, slots: int | None) -> str:
     return "" if slots is None else f", about {duration(core_s / slots)} on {slots} CPU cores plus start-up (an estimate)"
 
 
-def _amount_of_work(jobs: tuple[JobSpec, ...]) -> str:
-    """Training steps and scores, or what a job counts instead."""
+def _work(jobs: tuple[JobSpec, ...]) -> str:
+    """Training steps, or images of a bank."""
     parts = [f"{job.total_steps:,} steps" for job in jobs if isinstance(job, TrainingJobSpec)]
-    parts += [f"{job.total_steps:,} images" for job in jobs if job.kind == "bank"]
-    num_scores = sum(job.kind == "score" for job in jobs)
-    return ", ".join([*parts, *([counted(num_scores, "score")] if num_scores else [])])
+    return ", ".join([*parts, *(f"{job.total_steps:,} images" for job in jobs if job.kind == "bank")])
