@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fine_core.evaluation.protocol import Protocol
 from sweeps.command_line.options import preset_grid
-from sweeps.search.planning import SearchSpec, plan_search
+from sweeps.search.planning import SearchSpec, _points_of_all_bases, plan_search
 from sweeps.search.study import ScheduleStudy, Studies, StudySpec
 from trainables.specs.base import JobSpec
 from trainables.specs.identity import to_json
@@ -76,12 +76,10 @@ def record_of(job: JobSpec, metrics: dict[str, float], **fields) -> Record:
 
 def publish_base_scores(study: ScheduleStudy, store: Store, tmp_path: Path) -> None:
     """Scores of the base models on their own domain, which come before a study that measures forgetting."""
-    for size in study.spec.sizes:
-        before = study.spec.point(study.spec.default_transfer(size)).forgetting_before
-        if before is not None:
-            store.publish(
-                before, tmp_path, record_of(before, {"fid": 1.0, "eval_s": 1.0, "job_s": 1.0, "peak_memory_bytes": 1})
-            )
+    spec = study.spec
+    transfers = [spec.transfer(point) for point in _points_of_all_bases(spec)]
+    for before in {point.forgetting_before for point in map(spec.point, transfers)} - {None}:
+        store.publish(before, tmp_path, record_of(before, {"fid": 1.0, "eval_s": 1.0, "job_s": 1.0, "peak_memory_bytes": 1}))
 
 
 def opened(study: StudySpec, tmp_path: Path) -> tuple[ScheduleStudy, Store]:

@@ -1,4 +1,4 @@
-"""What a training step sees: images, labels, timesteps, noise and weights of the global batch, drawn from (seed, step) alone.
+"""Data of a training step: images, labels, timesteps, noise and weights of the global batch, drawn from (seed, step) alone.
 
 Step s of a run draws from the streams (seed, "train", s) and (seed, "source", s): a resumed run, or one with another number
 of workers, sees the same data.

@@ -1,4 +1,4 @@
-"""A job's own checkpoints: its state and, written after it, how far it got."""
+"""Checkpoints of a job: its state, and a progress file that is written after it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainables.training.context import RunContext
 
 
 def report_checkpoint(run: RunContext, metrics: dict[str, Any], state: dict[str, Any]) -> None:
-    """Tell the progress (with its `step`) and keep the state; rank 0 alone writes."""
+    """Report progress (with its `step`) and keep the state. Rank 0 alone writes."""
     if run.rank != 0:
         run.report(metrics, None)
         return

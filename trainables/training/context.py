@@ -1,4 +1,4 @@
-"""What the training loop needs of its surroundings: who am I, where did I stop, whom do I tell."""
+"""Surroundings of the training loop: rank, checkpoint restore and progress reporting."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class RunContext(ABC):
 
     @abstractmethod
     def report(self, metrics: dict[str, Any], checkpoint: Path | None) -> None:
-        """Tell the progress; `checkpoint` (rank 0 only) is a folder to keep, which the caller deletes afterwards."""
+        """Report progress. `checkpoint` (rank 0 only): a folder to keep; the caller deletes it afterwards."""
 
     def gather(self, item: Any) -> list[Any]:
         """The items of all ranks in order, on every rank."""
@@ -38,7 +38,7 @@ class RunContext(ABC):
         return items
 
     def agreed(self, item: Any) -> Any:
-        """Rank 0's item, on every rank: what each found in the store may differ."""
+        """Rank 0's item, on every rank. Ranks may read different things from the store."""
         return self.gather(item)[0]
 
     def raise_together(self, problem: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The one training loop: phases of steps over a recipe's models, the same in every runner and after every resume.
+"""The training loop: phases of steps over the models of a recipe. It is the same in every runner and after every resume.
 
 A step's batch depends on its number alone (see batches.py), and each worker takes its share of it.
 """
@@ -54,7 +54,7 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass(kw_only=True)
 class Progress:
-    """What a run remembers besides its tensors."""
+    """State of a run besides its tensors."""
 
     step: int = 0
     phase: int = 0

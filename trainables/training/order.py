@@ -36,9 +36,9 @@ class BatchOrder:
 class GroupedOrder:
     """Rows of each global batch of a set that is read in groups of rows, of which few may be held at a time.
 
-    An epoch is a row of groups in random order, each with its rows in random order, cut into LANES equal lanes. Samples are
-    dealt from the lanes in turn, and a batch has them lane by lane. So it touches about one group per lane, and workers that
-    share a batch read different groups as long as there are no more workers than lanes.
+    An epoch concatenates all groups in random order, each with its rows in random order, and splits the sequence into LANES
+    equal parts. Samples are taken from the parts in turn, and a batch holds them part by part. So a batch touches about one
+    group per part, and workers that share a batch read different groups as long as there are no more workers than parts.
     """
 
     def __init__(self, group_sizes: Tensor, batch_size: int, seed: int, stream: str = "epoch") -> None:
