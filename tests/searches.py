@@ -76,10 +76,11 @@ def record_of(job: JobSpec, metrics: dict[str, float], **fields) -> Record:
 
 def publish_base_scores(study: ScheduleStudy, store: Store, tmp_path: Path) -> None:
     """Scores of the base models on their own domain, which come before a study that measures forgetting."""
-    spec = study.spec
+    spec, folder = study.spec, tmp_path / "published"
+    folder.mkdir(exist_ok=True)
     transfers = [spec.transfer(point) for point in _points_of_all_bases(spec)]
     for before in {point.forgetting_before for point in map(spec.point, transfers)} - {None}:
-        store.publish(before, tmp_path, record_of(before, {"fid": 1.0, "eval_s": 1.0, "job_s": 1.0, "peak_memory_bytes": 1}))
+        store.publish(before, folder, record_of(before, {"fid": 1.0, "eval_s": 1.0, "job_s": 1.0, "peak_memory_bytes": 1}))
 
 
 def opened(study: StudySpec, tmp_path: Path) -> tuple[ScheduleStudy, Store]:

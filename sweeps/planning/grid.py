@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import product
 
 from fine_core.data.registry import dataset_info
@@ -128,7 +129,7 @@ class GridSpec:
             steps=steps, batch_size=self.batch_size, lr=self.lr, ema_decay=self.ema_decay, grad_clip=self.grad_clip
         )
 
-    @property
+    @cached_property  # one object, whose id is hashed once for all points
     def learngene(self) -> LearngeneSpec:
         """The source of every FINE trial: as deep and wide as the grid's largest model, or as the given one."""
         size = self.size(max(self.depths), max(self.widths)) if self.source is None else self.source.model.size
@@ -147,11 +148,11 @@ class GridSpec:
         )
         return LearngeneSpec(**common, decomposition=decomposition, teacher_weight=self.teacher_weight)
 
-    @property
+    @cached_property
     def _extractor(self) -> ExtractorSpec:
         return scorer(self.dataset) if self.scoring is None else self.scoring.extractor_of(self.dataset)
 
-    @property
+    @cached_property
     def _evaluation(self) -> EvaluationSpec:
         return EvaluationSpec(num_samples=self.num_samples, sampler=self.sampler)
 

@@ -23,16 +23,35 @@ def invoke(*arguments: str):
     return CliRunner().invoke(main, list(arguments))
 
 
+def planned_points(output: str) -> list[str]:
+    """The points of a plan as it was printed, those that take several lines put together."""
+    lines = output.splitlines()
+    head = next(index for index, line in enumerate(lines) if line.split()[:2] == ["stage", "point"])
+    start, end = lines[head].index("point"), lines[head].index("parameters")
+    found: list[str] = []
+    for line in lines[head + 2 :]:
+        if not line.strip():
+            break
+        label = line[start:end].strip()
+        if line[:start].strip():
+            found.append(label)
+        else:
+            found[-1] += f" {label}"
+    return found
+
+
 def test_dry_run_prints_every_point_and_computes_nothing(tmp_path):
     result = invoke("--dry-run", "--depths", "1,3", "--widths", "16,32", "--seeds", "0,1", "--storage-path", str(tmp_path))
     assert result.exit_code == 0, result.output
+    points = planned_points(result.output)
+    assert len(points) == len(set(points)) == 67
     for method in ("fine", "scratch"):
         for size in ("L1-D16", "L3-D16", "L1-D32", "L3-D32"):
             for seed in (0, 1):
-                assert f"{method} {size} seed {seed}" in result.output
+                assert f"{method} {size} seed {seed}" in points
                 if method == "fine":
                     for transfer in ("full", "difffit", "fine-sigma", "diff-tuning linear", "diff-tuning power:0.5"):
-                        assert f"{transfer} {size} from fine seed {seed}" in result.output
+                        assert f"{transfer} {size} from fine seed {seed}" in points
     # 67 models, banks and extractors; a score of each point, two of each of 40 transfers, one more of each of their 8 bases.
     assert "56 points; 171 of 171 jobs to compute" in result.output and "CPU cores" in result.output
     assert list(tmp_path.iterdir()) == []
@@ -150,8 +169,10 @@ def curve(*arguments: str):
 def test_a_curve_plans_one_size_of_the_grid_and_reuses_its_jobs(tmp_path):
     result = curve("--dry-run", "--size", "L2-D64", "--transfer", "full,difffit", "--storage-path", str(tmp_path))
     assert result.exit_code == 0 and "3 points; 30 of 30 jobs to compute" in result.output
+    points = planned_points(result.output)
     for method in ("full", "difffit"):  # of the ten shares, that of no steps is the point's own score
-        assert result.output.count(f"score of {method} L2-D64 from fine seed 0, ") == 9
+        label = f"{method} L2-D64 from fine seed 0"
+        assert label in points and sum(point.startswith(f"score of {label}, ") for point in points) == 9
     planned = {job.id for job in plan_grid(preset_grid("demo")).jobs}
     demo = preset_grid("demo")
     one_size = demo.point(demo.base_model("fine", 2, 64, 0))
