@@ -13,7 +13,7 @@ from fine_core.data.pixels import to_uint8
 from fine_core.data.registry import labels_to_sample, load_dataset
 from fine_core.evaluation.extractors.classifier import load_extractor, save_extractor, train_extractor
 from fine_core.evaluation.features import Features, extract_features
-from fine_core.evaluation.protocol import EvaluationSpec
+from fine_core.evaluation.protocol import EvaluationSpec, Protocol
 from fine_core.evaluation.reference import Moments, Reference
 from fine_core.evaluation.scores import (
     compute_scores,
@@ -232,7 +232,8 @@ def test_extractor_is_accurate_deterministic_and_named(extractor, tmp_path):
     assert again.name == model.name
     save_extractor(model, tmp_path / "e.safetensors")
     assert load_extractor(tmp_path / "e.safetensors").name == model.name
-    protocol = EvaluationSpec(num_samples=10, sampler=SamplerSpec()).protocol(model.name, "digits:pool")
+    evaluation = EvaluationSpec(num_samples=10, sampler=SamplerSpec())
+    protocol = str(Protocol.of(evaluation, extractor=model.name, reference="digits:pool"))
     for part in (model.name, "10 samples", "ddim 50 steps", "guidance 1", "digits:pool"):
         assert part in protocol
 

@@ -67,14 +67,14 @@ def test_a_decomposition_is_scored_on_its_way_and_resumes_bit_for_bit(store, tmp
         model = random_dit(depth=3)
         publish_source(decomposition.source, model, copy)
         for needed in (extractor, decomposition):
-            compute(needed, copy, LocalContext("unused"))
+            compute(needed, copy, LocalContext(tmp_path / "context-1"))
     compute(job, whole, LocalContext(tmp_path / "a"), every=2)
     with pytest.raises(Killed):
         compute(job, killed, DyingContext(tmp_path / "b", after_reports=2), every=2)
     compute(job, killed, LocalContext(tmp_path / "b"), every=2)
     assert whole.fetch(job, LEARNGENE_FILE).read_bytes() == killed.fetch(job, LEARNGENE_FILE).read_bytes()
     scores = [tiny_score(scored, extractor=extractor) for scored in (decomposition.source, decomposition, job)]
-    assert [compute(score, whole, LocalContext("unused")).metrics["fid"] > 0 for score in scores] == [True] * 3
+    assert [compute(score, whole, LocalContext(tmp_path / "context-2")).metrics["fid"] > 0 for score in scores] == [True] * 3
     metrics = whole.record(decomposition).metrics
     for matrix in BLOCK_MATRICES:
         assert 0 < metrics[f"error/{matrix}/als"] < metrics[f"error/{matrix}/joint_svd"] <= 1.5
@@ -82,12 +82,14 @@ def test_a_decomposition_is_scored_on_its_way_and_resumes_bit_for_bit(store, tmp
     assert set(learngene.sigma) == {16, 8} and learngene.assemble(replace(job.model.size, depth=5)).config.size.depth == 5
 
 
-def test_without_steps_the_learngene_is_the_decomposition(store):
+def test_without_steps_the_learngene_is_the_decomposition(store, tmp_path):
     job = decomposed(source_spec(random_dit(depth=3)), training=TrainingSpec(steps=0, batch_size=16), nested_widths=())
-    compute(job.decomposition, store, LocalContext("unused"))
-    assert compute(job, store, LocalContext("unused"), every=2).metrics["train_s"] == 0
+    compute(job.decomposition, store, LocalContext(tmp_path / "context-3"))
+    assert compute(job, store, LocalContext(tmp_path / "context-4"), every=2).metrics["train_s"] == 0
     trained, before = (
-        compute(tiny_score(scored, extractor=ExtractorSpec(dataset="digits")), store, LocalContext("unused")).metrics["fid"]
+        compute(
+            tiny_score(scored, extractor=ExtractorSpec(dataset="digits")), store, LocalContext(tmp_path / "context-5")
+        ).metrics["fid"]
         for scored in (job, job.decomposition)
     )
     assert trained == before
@@ -95,11 +97,11 @@ def test_without_steps_the_learngene_is_the_decomposition(store):
     torch.testing.assert_close(served, expected)
 
 
-def test_without_a_teacher_the_given_model_is_not_needed(store):
+def test_without_a_teacher_the_given_model_is_not_needed(store, tmp_path):
     job = decomposed(source_spec(random_dit(depth=3)), teacher_weight=0.0)
     assert job.needs == (job.decomposition,)
-    compute(job.decomposition, store, LocalContext("unused"))
-    record = compute(job, store, LocalContext("unused"), every=100)
+    compute(job.decomposition, store, LocalContext(tmp_path / "context-6"))
+    record = compute(job, store, LocalContext(tmp_path / "context-7"), every=100)
     assert record.metrics["train_steps"] == 6 and list(record.made_from) == [job.decomposition.folder]
 
 
