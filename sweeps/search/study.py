@@ -282,6 +282,10 @@ class ScheduleStudy:
                 self._end(running, TrialState.PRUNED, f"{STOPPED} at step {step}")
                 return
             trial.set_user_attr(PASSED, step)
+        if all(self.store.read_record(job) is not None for job in point.task.jobs):
+            lost = Failure(kind=FailureKind.LOST_ARTIFACT, reason="the score of its base model on the source domain is gone")
+            self.failed(point.task, lost)  # to queue the task again would change nothing
+            return
         self.ready.append(point.task)
 
     def _frozen(self, trial: optuna.Trial) -> FrozenTrial:

@@ -284,3 +284,9 @@ def test_a_cost_among_the_objectives_makes_the_size_a_parameter(tmp_path):
 def test_the_definition_of_a_study_is_plain_data():
     content = json.loads(spec().definition)
     assert set(content) == {"space", "objectives", "limits", "halving", "defaults"}
+
+
+def test_a_base_model_without_its_score_ends_a_trial_and_does_not_queue_it_for_ever(tmp_path):
+    study, store = opened(spec(objectives=("fid", "forgetting"), num_trials=1), tmp_path)
+    assert len(run(study, store, tmp_path, limit=5)) == 1
+    assert "lost artifact: the score of its base model" in study.broken[0] and not study.running
