@@ -28,10 +28,14 @@ class LastStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """What follows from the end of a task: `note` for people, the number of `advance`d trials, why it was stopped."""
+    """What follows from the end of a task: `note` for people, by how much the stage advanced, why the task was stopped.
+
+    `ended`: trials of a last stage that are over, by their names in its costs.
+    """
 
     note: str = ""
     advance: int = 1
+    ended: tuple[str, ...] = ()
     stopped: str | None = None
 
 

@@ -215,8 +215,8 @@ class Sweep:
         rung = getattr(task.job, "rung", None)
         fids = [record.metrics["fid"] for record in records if record.kind == "score"]
         job_s = sum(record.metrics["job_s"] for record in records)
-        is_score_of_base = rung is None and model is None
-        fid = None if not fids or is_score_of_base else fids[0]
+        fid = fids[0] if fids and model is not None else None  # a score of what is no point competes with none
+        self.view.done_share |= dict.fromkeys(heard.ended, 1.0)
         self.view.finished(task, fid, job_s, note=heard.note, proxy=rung is not None, advance=heard.advance)
         if rung is not None:
             self.recorder.rung(task.job, records[0])
@@ -228,6 +228,7 @@ class Sweep:
     def failed(self, task: Task, failure: Failure) -> None:
         self.outcome.failures[task.id] = failure
         heard = self.agenda.failed(task, failure)
+        self.view.done_share |= dict.fromkeys(heard.ended, 1.0)
         self.view.failed(task, failure, advance=heard.advance)
         if (model := self.agenda.model_of(task)) is not None:
             self.recorder.fail(model.id, failure)

@@ -79,22 +79,24 @@ class SearchAgenda:
         if study is None:
             return Heard()
         outcome = study.finished(task)
-        return Heard(note=f", {outcome}" if outcome else "", advance=self._newly_ended(), stopped=outcome)
+        ended = self._newly_ended()
+        return Heard(note=f", {outcome}" if outcome else "", advance=len(ended), ended=ended, stopped=outcome)
 
     def failed(self, task: Task, failure: Failure) -> Heard:
         study = self._study_of(task.job)
         if study is None:
             return Heard()
         study.failed(task, failure)
-        return Heard(advance=self._newly_ended())
+        ended = self._newly_ended()
+        return Heard(advance=len(ended), ended=ended)
 
     def _count_ended(self) -> int:
         return sum(len(study.finished_trials) for study in self.studies)
 
-    def _newly_ended(self) -> int:
-        """Trials that ended since the last call: 0 when a rung was passed; more than 1 when several shared a point."""
+    def _newly_ended(self) -> tuple[str, ...]:
+        """Trials that ended since the last call: none when a rung was passed; several when they shared a point."""
         before, self.num_ended = self.num_ended, self._count_ended()
-        return self.num_ended - before
+        return tuple(_trial_key(index) for index in range(before, self.num_ended))
 
     def results(self) -> Results:
         points = {t.id: study.spec.point(t) for study in self.studies for t in study.scored()}

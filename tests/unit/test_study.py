@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 from fine_core.retention import RetentionSchedule
 from sweeps.planning.plan import plan_grid
 from sweeps.results.points import point_result
+from sweeps.search.agenda import SearchAgenda
 from sweeps.search.report import trial_counts, trial_rows
 from sweeps.search.study import ScheduleStudy, StudyError, chosen_sampler, rungs_of
 from tests.searches import GRID, opened, publish, publish_base_scores, run, score_of, search, spec
@@ -290,3 +291,15 @@ def test_a_base_model_without_its_score_ends_a_trial_and_does_not_queue_it_for_e
     study, store = opened(spec(objectives=("fid", "forgetting"), num_trials=1), tmp_path)
     assert len(run(study, store, tmp_path, limit=5)) == 1
     assert "lost artifact: the score of its base model" in study.broken[0] and not study.running
+
+
+def test_the_progress_hears_of_every_trial_that_ends_once(tmp_path):
+    store = Store(tmp_path / "store")
+    agenda = SearchAgenda(search(num_trials=5), store, f"sqlite:///{tmp_path}/optuna.db")
+    stage, ended = agenda.last_stage({}), []
+    while (task := stage.source.next_task()) is not None:
+        publish(store, task, tmp_path)
+        heard = agenda.finished(task)
+        assert heard.advance == len(heard.ended)
+        ended += heard.ended
+    assert ended == list(stage.costs) and len(ended) == 5
