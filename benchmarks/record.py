@@ -27,7 +27,7 @@ import psutil
 import torch
 from ray import tune
 
-import sweeps.execution.tune_stage
+import sweeps.execution.tune_run
 from sweeps.command_line.options import grid_from
 from sweeps.planning.plan import plan_grid
 from sweeps.size_grid import main as size_grid
@@ -46,8 +46,8 @@ def _real_trial(folder: str) -> tuple[list[tuple[Record, Path]], list[dict[str, 
     """The records with their files, and the reports, of one real trial."""
     torch.set_num_threads(1)
     plan = plan_grid(grid_from(size_grid.make_context("record", list(OPTIONS)).params))
-    (task,), context = plan.base, LocalContext(f"{folder}/context")
-    run_task(plan.source[0], folder, LocalContext(f"{folder}/extractor-context"), checkpoint_every_steps=100)
+    (task,), context = plan.stages["base"], LocalContext(f"{folder}/context")
+    run_task(plan.stages["source"][0], folder, LocalContext(f"{folder}/extractor-context"), checkpoint_every_steps=100)
     run_task(task, folder, context, checkpoint_every_steps=100)
     made = [(Store(folder).record(job), Path(folder) / job.folder) for job in task.jobs]
     return made, [r for r in context.reports if "history" in r]
@@ -103,7 +103,7 @@ def _mib_at(moment_s: float, samples: list[tuple[float, int]]) -> int:
 @click.option("--trials", type=click.IntRange(min=2), default=1000, show_default=True, help="Points of the sweep.")
 def main(trials: int) -> None:
     with tempfile.TemporaryDirectory() as template, tempfile.TemporaryDirectory() as folder:
-        sweeps.execution.tune_stage._trial = _simulated(template, sweeps.execution.tune_stage._trial)
+        sweeps.execution.tune_run._trial = _simulated(template, sweeps.execution.tune_run._trial)
         seeds = ["--seeds", ",".join(map(str, range(trials)))]
         samples: list[tuple[float, int]] = []
         started_s, started = time.time(), time.monotonic()

@@ -17,8 +17,9 @@ import click
 
 from sweeps.command_line.options import preset_grid
 from sweeps.execution.cluster import connect_cluster
+from sweeps.execution.graph import TaskGraph
 from sweeps.execution.runner import RunnerSpec, cluster_slots
-from sweeps.execution.tune_stage import FixedTasks, run_stage
+from sweeps.execution.tune_run import run_tasks
 from sweeps.planning.plan import plan_grid
 from trainables.failures import Failure
 from trainables.specs.tasks import Task
@@ -28,14 +29,15 @@ from trainables.storage.store import Store
 class Failures:
     """A listener that only remembers failures."""
 
-    def __init__(self) -> None:
-        self.reasons: list[str] = []
+    def __init__(self, graph: TaskGraph) -> None:
+        self.graph, self.reasons = graph, list[str]()
 
     def started(self, task: Task) -> None: ...
 
     def reported(self, task: Task, metrics: dict[str, Any]) -> None: ...
 
-    def finished(self, task: Task) -> None: ...
+    def finished(self, task: Task) -> None:
+        self.graph.finished(task)
 
     def failed(self, task: Task, failure: Failure) -> None:
         self.reasons.append(str(failure))
@@ -54,15 +56,16 @@ def outside_s_per_trial(runner: RunnerSpec, points: int) -> dict[str, float]:
     )
     plan = plan_grid(grid)
     with tempfile.TemporaryDirectory() as folder:
-        store, listener = Store(folder), Failures()
-        run_stage("source", FixedTasks(plan.source), store, RunnerSpec(), listener)
+        store, source, base = Store(folder), TaskGraph(plan.stages["source"]), TaskGraph(plan.stages["base"])
+        run_tasks("source", source, store, RunnerSpec(), Failures(source))
+        listener = Failures(base)
         slots = min(cluster_slots(runner), points)
         started = time.perf_counter()
-        run_stage("base", FixedTasks(plan.base), store, runner, listener)
+        run_tasks("base", base, store, runner, listener)
         wall_s = time.perf_counter() - started
         if listener.reasons:
             raise RuntimeError(listener.reasons[0])
-        metrics = [store.record(job).metrics for task in plan.base for job in task.jobs]
+        metrics = [store.record(job).metrics for task in plan.stages["base"] for job in task.jobs]
     work_s = sum(m.get("train_s", 0.0) + m.get("eval_s", 0.0) for m in metrics)
     return {"wall_s": wall_s, "slots": slots, "work_s": work_s, "outside_s_per_trial": (wall_s * slots - work_s) / points}
 

@@ -41,16 +41,16 @@ def _compute(task: Task, location: str) -> None:
 
 
 def _work_s(plan: Plan, store: Store) -> float:
-    metrics = [store.record(job).metrics for task in plan.base for job in task.jobs]
+    metrics = [store.record(job).metrics for task in plan.stages["base"] for job in task.jobs]
     return sum(m.get("train_s", 0.0) + m.get("eval_s", 0.0) for m in metrics)
 
 
 def _loop(plan: Plan, folder: str, slots: int) -> dict[str, float]:
     with ProcessPoolExecutor(slots) as pool:
-        for task in plan.source:
+        for task in plan.stages["source"]:
             pool.submit(_compute, task, folder).result()
         started = time.perf_counter()
-        for future in [pool.submit(_compute, task, folder) for task in plan.base]:
+        for future in [pool.submit(_compute, task, folder) for task in plan.stages["base"]]:
             future.result()
         return _result(plan, Store(folder), time.perf_counter() - started, slots)
 
@@ -65,13 +65,13 @@ def _sweep(plan: Plan, folder: str, steps: int, slots: int) -> dict[str, float]:
     (line,) = [line for line in output.splitlines() if line.startswith("stage base:") and "outside" in line]
     outside_s = float(line.split("; ")[1].split(" s per trial")[0])
     work_s = _work_s(plan, Store(folder))
-    wall_s = (work_s + outside_s * len(plan.base)) / slots
+    wall_s = (work_s + outside_s * len(plan.stages["base"])) / slots
     return {**_result(plan, Store(folder), wall_s, slots), "whole_command_s": whole_s}
 
 
 def _result(plan: Plan, store: Store, wall_s: float, slots: int) -> dict[str, float]:
     work_s = _work_s(plan, store)
-    outside_s = (wall_s * slots - work_s) / len(plan.base)
+    outside_s = (wall_s * slots - work_s) / len(plan.stages["base"])
     return {"wall_s": wall_s, "work_s": work_s, "efficiency": work_s / (wall_s * slots), "outside_s_per_trial": outside_s}
 
 
@@ -82,7 +82,7 @@ def main(steps: int) -> None:
     with tempfile.TemporaryDirectory() as loop_folder, tempfile.TemporaryDirectory() as sweep_folder:
         results = {"loop": _loop(plan, loop_folder, slots), "sweep": _sweep(plan, sweep_folder, steps, slots)}
     ratio = results["sweep"]["efficiency"] / results["loop"]["efficiency"]
-    machine = {"machine": platform.machine(), "slots": slots, "points": len(plan.base)}
+    machine = {"machine": platform.machine(), "slots": slots, "points": len(plan.stages["base"])}
     print(json.dumps({**machine, **results, "sweep_over_loop": ratio}, indent=1))
 
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fine_core.data.by_path import resolve
 from fine_core.data.latents import VAE_CONFIG, VAE_WEIGHTS, load_vae, vae_sha256
+from fine_core.data.readers.registry import formats
 from fine_core.data.registry import load_dataset, rows_in_mixed_order
 from fine_core.data.source import DataError, LatentInfo
 from sweeps.command_line.parsing import OneLineErrors
@@ -28,7 +29,7 @@ from trainables.storage.store import Store
     epilog="Example: python sweeps/encode_latents.py --vae sd-vae-ft-ema --data imagefolder:~/pets --out ~/pets-latents",
 )
 @click.option("--vae", required=True, help="Folder of a diffusers AutoencoderKL.")
-@click.option("--data", required=True, help="Images: imagefolder:PATH or parquet:PATH.")
+@click.option("--data", required=True, help=f"Images: {formats()}.")
 @click.option("--out", required=True, help="Folder or URI for the encoded shards.")
 @click.option(
     "--image-size",

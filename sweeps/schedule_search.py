@@ -10,8 +10,8 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from fine_core.retention import RetentionSchedule
 from fine_core.sampling.sampler import SAMPLERS as IMAGE_SAMPLERS
+from sweeps.command_line.method_options import chosen_options, parameter_name
 from sweeps.command_line.options import grid_from, grid_options, runner_from
 from sweeps.command_line.parsing import OneLineErrors, RenamedOption, byte_count, names
 from sweeps.command_line.session import Request, run_sweep
@@ -21,12 +21,15 @@ from sweeps.search.space import PARAMETERS
 from sweeps.search.study import OBJECTIVES, SAMPLERS
 from sweeps.search.view import show_search
 from sweeps.size_grid import main as size_grid
-from trainables.methods import TRANSFER_METHODS, transfer_method
+from trainables.methods import TRANSFER_ALIASES, TRANSFER_METHODS, transfer_method
+from trainables.specs.base import check
+from trainables.specs.options import named
 
 if TYPE_CHECKING:
     from sweeps.execution.sweep import Surroundings, Sweep
 
-ONE_EACH = ("transfer", "schedules", "seeds")  # grid options that take several values; a search takes one of each
+ONE_EACH = ("transfer", "seeds")  # grid options that take several values; a search has an option for one of each
+NOT_OF_SEARCH = ("tuned",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ class SearchRequest(Request):
     old_names=("--method",),
     default="diff-tuning",
     show_default=True,
-    help=f"Transfer method whose settings are searched: {', '.join(TRANSFER_METHODS)}.",
+    help=f"Transfer method whose settings are searched: {', '.join((*TRANSFER_METHODS, *TRANSFER_ALIASES))}.",
 )
 @click.option("--size", "sizes", callback=names, help="Sizes to search, such as L4-D64, or all.  [default: the largest]")
 @click.option(
@@ -112,8 +115,7 @@ class SearchRequest(Request):
 )
 @click.option("--study", help="Name of the studies in their storage.  [default: derived from the search space and the task]")
 @click.option("--study-storage", help="URL of the Optuna storage.  [default: SQLite in the storage path]")
-@click.option("--schedule", default="linear", show_default=True, help="Default schedule, which is tried first.")
-@grid_options(without=(*ONE_EACH, "sampler"))
+@grid_options(without=(*ONE_EACH, *NOT_OF_SEARCH, "sampler"))
 def main(**options) -> None:
     """Search the retention schedule and other settings of one transfer method, at one size or at all sizes of a grid.
 
@@ -124,8 +126,12 @@ def main(**options) -> None:
 
 
 def _request(options: dict[str, Any]) -> SearchRequest:
-    options |= {"transfer": (options["method"],), "schedules": (options["schedule"],), "seeds": (options["seed"],)}
-    RetentionSchedule.parse(options["schedule"])  # a schedule; @FILE is refused
+    options |= {"transfer": (options["method"],), "seeds": (options["seed"],), "tuned": None}
+    for kind in transfer_method(options["method"]).options:
+        for item in kind.fields():
+            name = parameter_name(named(kind.group, item.name))
+            options[name] = _only_one(f"--{name.replace('_', '-')}", options[name])
+        chosen_options(options, (kind,)).one(kind)  # raises ValueError for a value that it cannot have, such as @FILE
     grid = grid_from(options)
     transfer_method(options["method"])
     if grid.transfer is None:
@@ -133,6 +139,8 @@ def _request(options: dict[str, Any]) -> SearchRequest:
     limits = {"params_total": options["max_params"], "serve_bytes": options["max_serve_bytes"]}
     own = ("method", "objectives", "study_seed", "searched", "known_points", "early_stopping")
     own += ("reduction_factor", "proxy_samples", "study")
+    if options["searched"] is not None:  # a schedule was called by its first parameter before
+        options["searched"] = tuple("schedule" if name == "family" else name for name in options["searched"])
     search = SearchSpec(
         sizes=options["sizes"] or (),
         sampler=options["study_sampler"],
@@ -150,11 +158,18 @@ def _request(options: dict[str, Any]) -> SearchRequest:
     )
 
 
+def _only_one(name: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The one value that a search starts from: of a preset's several the first. Raises ValueError for several given ones."""
+    given = click.get_current_context().get_parameter_source(parameter_name(name[2:])) == ParameterSource.COMMANDLINE
+    check(len(values) == 1 or not given, f"{name} has {len(values)} values; a search starts from one")
+    return values[:1]
+
+
 def _given_grid_options() -> tuple[str, ...]:
     """Given options that size_grid.py has too. A grid that uses the result needs the same ones."""
     context, given = click.get_current_context(), []
     for parameter in size_grid.params:
-        alike = parameter.name not in (*ONE_EACH, "dry_run", "clean", "yes")  # the last three compute nothing
+        alike = parameter.name not in (*ONE_EACH, *NOT_OF_SEARCH, "dry_run", "clean", "yes")  # the last three compute nothing
         if alike and context.get_parameter_source(parameter.name) == ParameterSource.COMMANDLINE:
             value = context.params[parameter.name]
             if parameter.is_flag:

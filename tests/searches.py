@@ -5,10 +5,11 @@ from pathlib import Path
 
 from fine_core.evaluation.protocol import Protocol
 from sweeps.command_line.options import preset_grid
-from sweeps.search.planning import SearchSpec, _points_of_all_bases, plan_search
+from sweeps.search.planning import SearchSpec, plan_search, points_of_all_bases
 from sweeps.search.study import ScheduleStudy, Studies, StudySpec
 from trainables.specs.base import JobSpec
 from trainables.specs.identity import to_json
+from trainables.specs.options import to_values
 from trainables.specs.scores import ScoreSpec
 from trainables.specs.tasks import Task
 from trainables.specs.transfers import TransferSpec
@@ -46,7 +47,7 @@ def spec(**changes) -> StudySpec:
 
 def score_of(transfer: TransferSpec) -> float:
     """Best for small weights of retention, whatever else is chosen."""
-    weight = 0.0 if transfer.rehearsal is None else transfer.rehearsal.retention_weight
+    weight = to_values(transfer.options).get("diff-tuning.retention_weight", 0.0)
     return 1.0 + weight + transfer.training.lr + 0.01 * transfer.size.depth
 
 
@@ -78,7 +79,7 @@ def publish_base_scores(study: ScheduleStudy, store: Store, tmp_path: Path) -> N
     """Scores of the base models on their own domain, which come before a study that measures forgetting."""
     spec, folder = study.spec, tmp_path / "published"
     folder.mkdir(exist_ok=True)
-    transfers = [spec.transfer(point) for point in _points_of_all_bases(spec)]
+    transfers = [spec.transfer(point) for point in points_of_all_bases(spec)]
     for before in {point.forgetting_before for point in map(spec.point, transfers)} - {None}:
         store.publish(before, folder, record_of(before, {"fid": 1.0, "eval_s": 1.0, "job_s": 1.0, "peak_memory_bytes": 1}))
 

@@ -5,17 +5,17 @@ import torch
 from fine_core.dit import DiT, ModelSize
 from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.initializers.fine.learngene import Learngene
-from fine_core.retention import RetentionSchedule
 from fine_core.sampling.sampler import SamplerSpec
 from sweeps.planning.points import PlannedPoint
-from trainables.initializations.fine import LearngeneRecipe
+from trainables.jobs.learngene import LearngeneRecipe
 from trainables.jobs.run import run_job
 from trainables.methods import transfer_method
 from trainables.specs.base import TrainingSpec
 from trainables.specs.models import BaseModelSpec, FineSpec, LearngeneSpec, ScratchSpec, model_config
+from trainables.specs.options import Options
 from trainables.specs.scorers import ExtractorSpec
 from trainables.specs.scores import ScoreSpec, null_label
-from trainables.specs.transfers import BankSpec, RehearsalSpec, TransferSpec
+from trainables.specs.transfers import BankSpec, TransferSpec
 from trainables.storage.store import Store
 from trainables.training.context import LocalContext
 
@@ -73,10 +73,14 @@ def compute(job, store: Store | str, context: LocalContext, *, every: int = 4, s
     return store.record(job)
 
 
-def tiny_rehearsal(schedule: str = "linear", **changes) -> RehearsalSpec:
-    values = {"weighting": "sampling", "retention_weight": 0.5, **changes}
-    source_ratio = 0.25 if values["retention_weight"] > 0 else None
-    return RehearsalSpec(schedule=RetentionSchedule.parse(schedule), source_ratio=source_ratio, **values)
+def tiny_options(method: str, **values) -> tuple[Options, ...]:
+    """A method's options: a quarter of each batch is rehearsed at half the weight, unless values by plain names say else."""
+    rehearsed = {"retention_weight": 0.5, "source_ratio": 0.25, **values}
+    kinds = transfer_method(method).options
+    return tuple(
+        kind(**{item.name: rehearsed[item.name] for item in kind.fields() if item.name in rehearsed}).canonical()
+        for kind in kinds
+    )
 
 
 def tiny_bank(base: BaseModelSpec) -> BankSpec:
@@ -84,14 +88,15 @@ def tiny_bank(base: BaseModelSpec) -> BankSpec:
 
 
 def tiny_transfer(method: str, *, steps: int = 6, target: str = "digits-inverted", **changes) -> TransferSpec:
-    base = tiny_base("fine")
-    rehearsal = tiny_rehearsal() if transfer_method(method).rehearses else None
+    base, own = tiny_base("fine"), {}
+    for name in {item.name for kind in transfer_method(method).options for item in kind.fields()} & set(changes):
+        own[name] = changes.pop(name)
+    options = tiny_options(method, **own)
     spec = {
         "base": base,
         "method": method,
-        "rehearsal": rehearsal,
-        "bank": tiny_bank(base) if transfer_method(method).uses_bank else None,
-        "gamma_span": 0.5 if transfer_method(method).uses_scales else None,
+        "options": options,
+        "bank": tiny_bank(base) if transfer_method(method).uses_bank(options) else None,
         "dataset": target,
         "training": TrainingSpec(steps=steps, batch_size=16, lr=1e-2),
         "seed": 0,

@@ -15,15 +15,14 @@ import torch
 
 from fine_core.data.file_set import FileSet
 from fine_core.data.readers.base import Reader
-from fine_core.data.readers.folder import FolderReader
+from fine_core.data.readers.registry import READERS, formats
 from fine_core.data.source import DataError, DatasetInfo
 
-KINDS = ("imagefolder", "parquet")
 _NAME = re.compile(r"(?P<kind>\w+):(?P<path>.+)\[(?P<size>\d+)px(?P<flips>,flips)?,(?P<fingerprint>[0-9a-f]{8})\]")
 
 
 def is_by_path(name: str) -> bool:
-    return name.partition(":")[0] in KINDS
+    return name.partition(":")[0] in READERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +66,8 @@ class DatasetPath:
 def resolve(text: str, *, image_size: int, flips: bool) -> str:
     """The full name of the set that `text` (KIND:PATH) stands for. Raises DataError if it cannot be used."""
     kind, _, path = text.partition(":")
-    if kind not in KINDS or not path:
-        raise DataError(f"{text!r} names no images; write {' or '.join(f'{kind}:PATH' for kind in KINDS)}")
+    if kind not in READERS or not path:
+        raise DataError(f"{text!r} names no images; write {formats()}")
     path = path if "://" in path else str(Path(path).expanduser().absolute())
     if image_size < 1:
         raise DataError(f"image_size is {image_size}; it must be at least 1")
@@ -79,11 +78,7 @@ def resolve(text: str, *, image_size: int, flips: bool) -> str:
 
 @lru_cache(maxsize=8)
 def _open(kind: str, path: str, image_size: int) -> Reader:
-    if kind == "imagefolder":
-        return FolderReader(path, image_size)
-    from fine_core.data.readers.parquet import ParquetReader  # imported late: some training machines have no pyarrow
-
-    return ParquetReader(path, image_size)
+    return READERS[kind](path, image_size)
 
 
 @lru_cache(maxsize=8)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fine_core.data.by_path import DatasetPath, info_by_path, is_by_path
+from fine_core.data.readers.registry import formats
 from fine_core.data.shapes import SOLIDS, render_scenes
 from fine_core.data.source import DatasetInfo, ImageSet, ImageSource
 
@@ -90,9 +91,7 @@ def dataset_info(name: str) -> DatasetInfo:
     if is_by_path(name):
         return info_by_path(name)
     if name not in DATASETS:
-        raise ValueError(
-            f"unknown dataset {name!r}; choose one of {', '.join(sorted(DATASETS))}, or imagefolder:PATH or parquet:PATH"
-        )
+        raise ValueError(f"unknown dataset {name!r}; choose one of {', '.join(sorted(DATASETS))}, or {formats()}")
     return DATASETS[name]
 
 

@@ -11,28 +11,31 @@ import click
 from click.core import ParameterSource
 
 from fine_core.data.by_path import is_by_path
+from fine_core.data.readers.registry import formats
 from fine_core.data.registry import DATASETS
 from fine_core.evaluation.protocol import EvaluationSpec
-from fine_core.initializers.fine.learngene import SIGMA_INITS, WIDTH_MODES
 from fine_core.sampling.sampler import SAMPLERS, SamplerSpec
 from sweeps.command_line.inputs import DEFAULT_IMAGE_SIZE, Inputs, dataset_named, read_inputs
+from sweeps.command_line.method_options import chosen_options, click_option, parameter_name
 from sweeps.command_line.parsing import RenamedOption, byte_count, integers, names
 from sweeps.command_line.presets import DEFAULT_TARGETS, EVALUATIONS, PRESETS
 from sweeps.command_line.session import DEFAULT_DATA_FOLDER
 from sweeps.execution.runner import RUNNERS, RunnerSpec
+from sweeps.planning.chosen import ChosenOptions, options_of_initializations, options_of_methods
 from sweeps.planning.grid import GridSpec
 from sweeps.planning.settings import read_tuned
 from sweeps.planning.transfer_grid import TransferGridSpec
 from trainables.initializations import INITIALIZATIONS
-from trainables.methods import TRANSFER_METHODS
-from trainables.specs.transfers import WEIGHTINGS
+from trainables.methods import TRANSFER_ALIASES, TRANSFER_METHODS
 
 NO_TRANSFER = "none"
+SCHEDULES = "diff-tuning.schedule"
 
 
 def _preset_defaults(context: click.Context, parameter: click.Parameter, value: str) -> str:
     preset = PRESETS[value]
     context.default_map = {field.name: getattr(preset, field.name) for field in fields(preset)}
+    context.default_map |= {parameter_name(name): given for name, given in preset.options.items()}
     return value
 
 
@@ -64,7 +67,7 @@ _OPTIONS = [
         callback=names,
         help=f"Initializations to compare: {', '.join(INITIALIZATIONS)}.  [default: fine,scratch; with --source given too]",
     ),
-    click.option("--dataset", help=f"Training images: imagefolder:PATH, parquet:PATH, or {', '.join(DATASETS)}."),
+    click.option("--dataset", help=f"Training images: {formats(', ')}, or {', '.join(DATASETS)}."),
     click.option(
         "--image-size",
         type=int,
@@ -78,26 +81,13 @@ _OPTIONS = [
     click.option("--lr", type=float, help="Learning rate of AdamW."),
     click.option("--grad-clip", type=float, help="Gradient norm above which gradients are clipped.  [default: no clipping]"),
     click.option("--ema-decay", type=float, help="Decay of the EMA weights, which are scored and saved."),
-    click.option("--sigma-init", type=click.Choice(SIGMA_INITS), help="FINE: initial values of sigma."),
-    click.option("--sigma-steps", type=int, help="FINE: training steps in which only sigma is trained (0: none)."),
-    click.option("--sigma-lr", type=float, help="FINE: learning rate of the sigma steps."),
-    click.option(
-        "--width-mode",
-        type=click.Choice(WIDTH_MODES),
-        help="FINE: smaller widths are trained as prefixes (nested) or cut out afterwards (slice).",
-    ),
-    click.option("--source-steps", type=int, help="FINE: pre-training steps of the learngene."),
-    click.option("--rank-ratio", type=float, help="FINE: rank of the factors divided by the learngene's width."),
     click.option(
         "--source", help="Given model that FINE decomposes: public .pt, diffusers folder or .safetensors.  [default: none]"
     ),
     click.option(
         "--source-num-heads", type=int, help="Attention heads of --source, if it is a public checkpoint of an unpublished size."
     ),
-    click.option("--als-sweeps", type=int, help="--source: iterations of alternating least squares in the decomposition."),
-    click.option(
-        "--teacher-weight", type=float, help="--source: weight of the given model's outputs in the learngene's training."
-    ),
+    *(click_option(kind, item, several=False) for kind in options_of_initializations() for item in kind.fields()),
     click.option(
         "--eval",
         type=click.Choice(list(EVALUATIONS)),
@@ -127,7 +117,11 @@ _OPTIONS = [
     ),
     click.option("--sampling-steps", type=int, help="Denoising steps per image."),
     click.option("--guidance-scale", type=float, help="Scale of classifier-free guidance (1: none)."),
-    click.option("--transfer", callback=names, help=f"Transfer methods: {', '.join(TRANSFER_METHODS)}; or {NO_TRANSFER}."),
+    click.option(
+        "--transfer",
+        callback=names,
+        help=f"Transfer methods: {', '.join((*TRANSFER_METHODS, *TRANSFER_ALIASES))}; or {NO_TRANSFER}.",
+    ),
     click.option(
         "--target",
         help="Target domain of the transfers: a dataset, written as for --dataset.  "
@@ -144,21 +138,8 @@ _OPTIONS = [
         type=float,
         help="Learning rate of full fine-tuning; methods that train few parameters take ten times as much.",
     ),
-    click.option(
-        "--schedules",
-        callback=names,
-        help="Diff-Tuning: linear, power:S, complement:S, cosine, constant, cutoff:T; or @FILE of schedule_search.py.",
-    ),
-    click.option(
-        "--weighting",
-        type=click.Choice(WEIGHTINGS),
-        help="Diff-Tuning: schedules set the probabilities of timesteps, or the weights of losses.",
-    ),
-    click.option("--retention-weight", type=float, help="Diff-Tuning: weight of the loss on images from the knowledge bank."),
-    click.option("--source-ratio", type=float, help="Diff-Tuning: share of a batch that comes from the knowledge bank."),
-    click.option(
-        "--gamma-span", type=float, help="DiffFit: share of the blocks that have scale factors, counted from the first."
-    ),
+    *(click_option(kind, item, several=True) for kind in options_of_methods() for item in kind.fields()),
+    click.option("--tuned", callback=names, help="Files best.json of schedule_search.py: their settings are done besides."),
     click.option("--bank-images", type=int, help="Images in a knowledge bank."),
     click.option("--bank-sampler", type=click.Choice(SAMPLERS), help="Image sampler of the knowledge bank."),
     click.option("--bank-sampling-steps", type=int, help="Denoising steps per image of the knowledge bank."),
@@ -173,7 +154,11 @@ _OPTIONS = [
         help="Place of training: Ray Train worker groups, or one CPU worker inside the Tune trial.",
     ),
     click.option("--workers-per-trial", type=int, default=1, show_default=True, help="Data-parallel workers per trial."),
-    click.option("--source-workers", type=int, help="Workers that pre-train the learngene.  [default: the whole cluster]"),
+    click.option(
+        "--source-workers",
+        type=int,
+        help="Workers that pre-train the learngene.  [default: as many as shorten the sweep]",
+    ),
     click.option("--gpus-per-worker", type=float, help="GPUs per worker, also a fraction."),
     click.option(
         "--max-concurrent",
@@ -222,6 +207,7 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
     taken["forgetting"] = _forgetting(
         options["forgetting"], EvaluationSpec(num_samples=options["num_samples"], sampler=sampler)
     )
+    taken["options"] = chosen_options(options, options_of_initializations())
     own = {field.name for field in fields(GridSpec)} - {*taken, "transfer"}
     grid = GridSpec(**taken, **{name: options[name] for name in own})
     return replace(grid, transfer=_transfer_from(options, grid.methods, inputs))
@@ -259,19 +245,22 @@ def _transfer_from(options: dict[str, Any], named: tuple[str, ...], inputs: Inpu
     for name in chosen:
         if name not in named:
             raise ValueError(f"--transfer-from {name!r} is not among --initializations {','.join(named)}")
-    files = [Path(text[1:]) for text in options["schedules"] if text.startswith("@")]
+    chosen_values = chosen_options(options, options_of_methods())
+    # `@FILE` among schedules is how a file of a search was named before --tuned.
+    schedules = chosen_values.values[SCHEDULES]
+    files = [*(options["tuned"] or ()), *(text[1:] for text in schedules if text.startswith("@"))]
+    plain = tuple(text for text in schedules if not text.startswith("@"))
     return TransferGridSpec(
         methods=options["transfer"],
-        schedules=tuple(text for text in options["schedules"] if not text.startswith("@")),
-        tuned=tuple(found for file in files for found in read_tuned(file)),
+        options=ChosenOptions(values={**chosen_values.values, SCHEDULES: plain}),
+        tuned=tuple(found for file in files for found in read_tuned(Path(file))),
         initializations=chosen,
         steps=options["transfer_steps"],
         lr=options["transfer_lr"],
+        bank_images=options["bank_images"],
         bank_sampler=bank_sampler,
         target=dataset_named(target, options, inputs),
         target_reference=inputs.target_reference,
-        **{name: options[name] for name in ("weighting", "retention_weight", "source_ratio")},
-        **{name: options[name] for name in ("gamma_span", "bank_images")},
     )
 
 

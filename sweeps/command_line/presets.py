@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Defaults of the options of the same names."""
+    """Defaults of the options of the same names. `options`: of methods and initializations, by their whole names."""
 
     depths: str
     widths: str
@@ -21,14 +22,6 @@ class Preset:
     lr: float
     ema_decay: float
     grad_clip: float | None = None
-    sigma_init: str = "linear"
-    sigma_steps: int
-    sigma_lr: float = 1e-2
-    width_mode: str = "nested"
-    source_steps: int
-    rank_ratio: float = 1.0
-    als_sweeps: int = 50
-    teacher_weight: float = 0.0
     num_samples: int
     sampler: str = "dpm-solver++"
     sampling_steps: int
@@ -36,17 +29,13 @@ class Preset:
     forgetting: str = "quick"
     target: str | None = None
     transfer: str = "full,difffit,fine-sigma,diff-tuning"
-    schedules: str = "linear,power:0.5"
-    weighting: str = "sampling"
-    retention_weight: float = 0.1
-    source_ratio: float = 0.2
-    gamma_span: float = 0.5
     transfer_steps: int
     transfer_lr: float
     bank_images: int
     bank_sampler: str = "dpm-solver++"
     bank_sampling_steps: int
     bank_guidance_scale: float = 1.5
+    options: dict[str, Any] = field(default_factory=dict)
     gpus_per_worker: float = 0.0
     checkpoint_every_steps: int = 100
 
@@ -72,6 +61,8 @@ EVALUATIONS = {
     "paper": EvaluationPreset(num_samples=50_000, sampler="ddpm", sampling_steps=250, guidance_scale=1.5),
 }
 
+BOTH_SCHEDULES = {"diff-tuning.schedule": "linear,power:0.5"}
+
 # The demo takes minutes on a laptop. dit-b has the step counts of the FINE paper's DiT-B experiments and of the Diff-Tuning
 # paper's transfers; several widths are our addition.
 PRESETS = {
@@ -83,8 +74,7 @@ PRESETS = {
         batch_size=64,
         lr=4e-3,
         ema_decay=0.99,
-        sigma_steps=100,
-        source_steps=3000,
+        options={**BOTH_SCHEDULES, "fine.sigma_steps": 100, "fine.source_steps": 3000},
         num_samples=1000,
         sampling_steps=15,
         transfer_steps=300,
@@ -100,8 +90,7 @@ PRESETS = {
         batch_size=64,
         lr=1e-4,
         ema_decay=0.9999,
-        sigma_steps=300,
-        source_steps=300_000,
+        options={**BOTH_SCHEDULES, "fine.sigma_steps": 300, "fine.source_steps": 300_000},
         num_samples=10_000,
         sampling_steps=50,
         transfer_steps=24_000,

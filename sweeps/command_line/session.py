@@ -139,8 +139,9 @@ def data_folder_of(store: Store) -> Path:
 def _check_finite(options: dict[str, Any]) -> None:
     """Raises ValueError for an option that is infinite or no number."""
     for name, value in options.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be a finite number")
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ValueError(f"--{name.replace('_', '-')} is {one}; it must be a finite number")
 
 
 def _check_permanent(option: str, path: str | None) -> None:

@@ -8,10 +8,10 @@ from rich.table import Table
 
 from fine_core.dit import count_macs, count_parameters
 from sweeps.display.numbers import amount, duration
-from sweeps.planning.costs import estimated_core_s, predicted_serve_bytes, scoring_macs, total_macs
+from sweeps.planning.costs import core_s, result_bytes, scoring_macs, total_macs
 from sweeps.planning.plan import Found, Plan
-from trainables.specs.base import JobSpec, TrainingJobSpec
-from trainables.specs.models import PointSpec
+from trainables.jobs.registry import kind_of
+from trainables.specs.base import JobSpec
 from trainables.specs.tasks import Task
 
 MAX_TABLE_ROWS = 500
@@ -21,6 +21,8 @@ PLAN_COLUMNS = ("stage", "point", "parameters", "MACs", "bytes", "work", "scores
 def show_plan(console: Console, plan: Plan, found: Found, *, slots: int | None) -> None:
     """Every job with its size and cost. `slots`: parallel CPU workers for the time estimate, None if there are GPUs."""
     show_jobs(console, plan, found)
+    for line in plan.left_out:
+        console.print(line, highlight=False)
     text = f"{len(plan.points)} points; " + work_left(plan, found)
     console.print(text + time_left(estimated_left_s(plan, found), slots))
 
@@ -48,31 +50,30 @@ def _cells(stage: str, task: Task, label: str, found: Found) -> tuple[str, ...]:
         label,
         f"{count_parameters(model):,}" if model else "",
         amount(count_macs(model)) if model else "",
-        amount(predicted_serve_bytes(task.job), "B") if isinstance(task.job, PointSpec) else "",
+        amount(size, "B") if (size := result_bytes(task.job)) else "",
         _work(jobs),
-        str(sum(job.kind == "score" for job in jobs) or ""),
-        duration(sum(map(estimated_core_s, jobs))),
+        str(sum(kind_of(job).is_score for job in jobs) or ""),
+        duration(core_s(jobs)),
         found.state(task),
     )
 
 
 def work_left(plan: Plan, found: Found) -> str:
     missing = [job for job in plan.jobs if job.id not in found.finished]
-    macs, scoring = sum(map(total_macs, missing)), scoring_macs(missing)
+    macs, scoring = total_macs(missing), scoring_macs(missing)
     share = f" ({scoring / macs:.0%} of it to score)" if macs else ""
     return f"{len(missing)} of {len(plan.jobs)} jobs to compute, {amount(macs, 'MAC')}{share}"
 
 
 def estimated_left_s(plan: Plan, found: Found) -> float:
     """Seconds of one CPU core for the jobs to do."""
-    return sum(estimated_core_s(job) for job in plan.jobs if job.id not in found.finished)
+    return core_s(job for job in plan.jobs if job.id not in found.finished)
 
 
-def time_left(core_s: float, slots: int | None) -> str:
-    return "" if slots is None else f", about {duration(core_s / slots)} on {slots} CPU cores plus start-up (an estimate)"
+def time_left(work_s: float, slots: int | None) -> str:
+    return "" if slots is None else f", about {duration(work_s / slots)} on {slots} CPU cores plus start-up (an estimate)"
 
 
 def _work(jobs: tuple[JobSpec, ...]) -> str:
     """Training steps, or images of a bank."""
-    parts = [f"{job.total_steps:,} steps" for job in jobs if isinstance(job, TrainingJobSpec)]
-    return ", ".join([*parts, *(f"{job.total_steps:,} images" for job in jobs if job.kind == "bank")])
+    return ", ".join(f"{job.total_steps:,} {kind_of(job).unit}" for job in jobs if job.total_steps)

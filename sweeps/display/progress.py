@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from sweeps.display.numbers import duration
-from sweeps.planning.costs import estimated_core_s
+from sweeps.planning.costs import core_s
 from sweeps.planning.plan import Found, Plan
 from trainables.failures import Failure
 from trainables.specs.tasks import Task
@@ -24,13 +24,13 @@ class ProgressView:
     ) -> None:
         self.console, self.label = console, label
         missing = {task.id: found.missing(task) for task in plan.tasks}
-        self.costs = {id: sum(map(estimated_core_s, jobs)) for id, jobs in missing.items() if jobs}
+        self.costs = {id: core_s(jobs) for id, jobs in missing.items() if jobs}
         self.done_share: dict[str, float] = dict.fromkeys(self.costs, 0.0)
         self.running: dict[str, TaskID] = {}
         self.failed_count = 0
-        self.best: tuple[float, str] | None = None
+        self.best: dict[str, tuple[float, str]] = {}  # by dataset: scores on different ones do not compete
         self.started_s = time.monotonic()
-        self.stage: TaskID | None = None
+        self.total: TaskID | None = None
         self.progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -49,13 +49,10 @@ class ProgressView:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
-    def begin_stage(self, name: str, what: str, total: int) -> None:
-        if self.stage is not None:
-            self.progress.remove_task(self.stage)
-        self.best = None  # stages score on different datasets
-        self.stage = self.progress.add_task(f"stage {name}", total=total, info="starting workers")
-        if not self.console.is_terminal:
-            self.console.print(f"stage {name}: {what}")
+    def begin(self, num_tasks: int, further: Mapping[str, float]) -> None:
+        """`further`: seconds on a core of each trial that is no task yet, by a name of its own."""
+        self.costs |= further
+        self.total = self.progress.add_task("jobs", total=num_tasks + len(further), info="starting workers")
 
     def started(self, task: Task) -> None:
         if task.id not in self.running:
@@ -81,8 +78,9 @@ class ProgressView:
         result = f"done in {duration(job_s)}"
         if fid is not None:
             result += f", {'proxy ' if proxy else ''}FID {fid:.3f}{note}"
-            if not proxy and (self.best is None or fid < self.best[0]):
-                self.best = (fid, self.label(task))
+            dataset = getattr(task.job, "dataset", "")
+            if not proxy and (dataset not in self.best or fid < self.best[dataset][0]):
+                self.best[dataset] = (fid, self.label(task))
         self._refresh(advance)
         self.console.print(f"  {self.label(task)}: {result}", highlight=False)
 
@@ -100,11 +98,12 @@ class ProgressView:
     def _refresh(self, advance: int = 0) -> None:
         info = f"{len(self.running)} running, {self.failed_count} failed"
         if self.best:
-            info += f", best FID {self.best[0]:.3f} ({self.best[1]})"
+            fid, label = list(self.best.values())[-1]
+            info += f", best FID {fid:.3f} ({label})"
         total = sum(self.costs.values())
         done = sum(self.costs[i] * share for i, share in self.done_share.items() if i in self.costs)
         if done > 0:
             elapsed_s = time.monotonic() - self.started_s
             info += f", about {duration(elapsed_s * (total - done) / done)} left"
-        if self.stage is not None:
-            self.progress.update(self.stage, advance=advance, info=info)
+        if self.total is not None:
+            self.progress.update(self.total, advance=advance, info=info)

@@ -1,4 +1,4 @@
-"""What a sweep works through. The fixed tasks of a grid, or these and then a source that decides as it goes."""
+"""What a sweep works through: the tasks of a grid, or these and a source that decides as it goes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sweeps.execution.tune_stage import TaskSource
+from sweeps.execution.graph import TaskGraph
+from sweeps.execution.tune_run import TaskSource
 from sweeps.planning.plan import Plan
 from sweeps.results.points import PointResult, Results, point_result
 from trainables.failures import Failure
@@ -17,20 +18,10 @@ from trainables.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class LastStage:
-    """A stage whose tasks are not known beforehand. `costs`: predicted seconds of a core of each trial that is left."""
-
-    name: str
-    source: TaskSource
-    what: str
-    costs: Mapping[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Heard:
-    """What follows from the end of a task: `note` for people, by how much the stage advanced, why the task was stopped.
+    """What follows from the end of a task: `note` for people, by how much the sweep advanced, why the task was stopped.
 
-    `ended`: trials of a last stage that are over, by their names in its costs.
+    `ended`: trials that are over, by their names in the agenda's further costs.
     """
 
     note: str = ""
@@ -54,7 +45,14 @@ class Agenda(Protocol):
 
     def label(self, job: JobSpec) -> str: ...
 
-    def last_stage(self, failures: Mapping[str, Failure]) -> LastStage | None: ...
+    def after_s(self) -> Mapping[str, float]:
+        """Seconds on a core of what waits for a planned task besides the planned ones, by the task's id."""
+
+    def further_costs(self) -> Mapping[str, float]:
+        """Seconds on a core of each trial that is not planned as a task, by a name of its own."""
+
+    def source(self, graph: TaskGraph) -> TaskSource:
+        """Where all tasks come from: the planned ones from the graph, and others once what they need is finished."""
 
     def model_of(self, task: Task) -> PointSpec | None:
         """The point whose run a task belongs to, None if it has none."""
@@ -88,8 +86,14 @@ class GridAgenda:
     def label(self, job: JobSpec) -> str:
         return self.labels.get(job.id, job.label)
 
-    def last_stage(self, failures: Mapping[str, Failure]) -> LastStage | None:
-        return None
+    def after_s(self) -> Mapping[str, float]:
+        return {}
+
+    def further_costs(self) -> Mapping[str, float]:
+        return {}
+
+    def source(self, graph: TaskGraph) -> TaskSource:
+        return graph
 
     def model_of(self, task: Task) -> PointSpec | None:
         return self.points[task.id].model if task.id in self.points else None

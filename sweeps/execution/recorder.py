@@ -10,6 +10,7 @@ from sweeps.planning.names import MethodNames
 from sweeps.results.points import PointResult
 from trainables.failures import Failure
 from trainables.specs.models import PointSpec
+from trainables.specs.options import to_values
 from trainables.specs.scores import ScoreSpec
 from trainables.specs.transfers import TransferSpec
 from trainables.storage.files import SAMPLES_FILE
@@ -32,8 +33,7 @@ class Recorder:
         params |= {"seed": model.seed, "steps": training.steps, "batch_size": training.batch_size, "lr": training.lr}
         params |= model.initialization.details
         if isinstance(model, TransferSpec):
-            params |= {"base_trial_id": model.base.id, "gamma_span": model.gamma_span}
-            params |= {} if model.rehearsal is None else vars(model.rehearsal)
+            params |= {"base_trial_id": model.base.id, **to_values(model.options)}
         self.runs.start_child(model.id, self.label(model), tags, params)
 
     def progress(self, model_id: str, history: History) -> None:

@@ -8,6 +8,8 @@ import ray
 import torch
 
 from sweeps.execution.cluster import num_cpus
+from trainables.jobs.kind import Workers
+from trainables.jobs.registry import kind_of
 from trainables.specs.base import JobSpec, check
 
 RUNNERS = ("auto", "train", "tune")
@@ -50,23 +52,23 @@ class RunnerSpec:
             "use --gpus-per-worker 0, or join a Ray cluster (RAY_ADDRESS)",
         )
 
-    def workers_for(self, job: JobSpec, cluster_slots: int) -> int:
-        """Workers of a job: the learngene, which everything waits for, takes the whole cluster unless told otherwise."""
-        if job.kind in ("extractor", "decomposition"):
+    def workers_for(self, job: JobSpec, wanted: int) -> int:
+        """Workers of a job. One that much waits for takes as many as are `wanted`, unless told otherwise."""
+        if kind_of(job).workers is Workers.ONE:
             return 1
-        if job.kind != "learngene":
+        if kind_of(job).workers is Workers.TRIAL:
             return self.workers_per_trial
-        wanted = self.source_workers or self._source_workers_on(cluster_slots)
+        wanted = self.source_workers or self._source_workers_of(wanted)
         most = wanted if self.source_workers else min(wanted, max(1, job.training.batch_size // MIN_IMAGES_PER_WORKER))
         return max(n for n in range(1, most + 1) if job.training.batch_size % n == 0)
 
-    def _source_workers_on(self, cluster_slots: int) -> int:
+    def _source_workers_of(self, wanted: int) -> int:
         if self.runner == "tune" or 0 < self.gpus_per_worker < 1:  # NCCL takes one worker per GPU
             return 1
-        return max(self.workers_per_trial, cluster_slots)
+        return max(self.workers_per_trial, wanted)
 
     def uses_worker_group(self, job: JobSpec, num_workers: int) -> bool:
-        if self.runner == "tune" or job.type_tag in ("extractor", "decomposition"):
+        if self.runner == "tune" or kind_of(job).runs_inline(job):
             return False
         return self.groups_trials or num_workers > 1
 
@@ -80,7 +82,7 @@ class RunnerSpec:
         if not self.uses_worker_group(job, self.workers_per_trial):
             return {"CPU": 1}, 1
         gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
-        return {"CPU": 1, **gpus}, 1 if job.kind == "extractor" else self.workers_per_trial
+        return {"CPU": 1, **gpus}, 1 if kind_of(job).workers is Workers.ONE else self.workers_per_trial
 
 
 def cluster_slots(runner: RunnerSpec) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -20,18 +21,19 @@ from sweeps.display.progress import ProgressView
 from sweeps.execution.agenda import Agenda
 from sweeps.execution.cluster import connect_cluster, is_joined, wait_for_capacity
 from sweeps.execution.errors import StoppedSweep
+from sweeps.execution.graph import TaskGraph
 from sweeps.execution.recorder import Recorder
-from sweeps.execution.runner import RunnerSpec, trials_that_fit
-from sweeps.execution.tune_stage import FixedTasks, TaskSource, run_stage
-from sweeps.planning.plan import Found, find_jobs
+from sweeps.execution.runner import RunnerSpec, cluster_slots
+from sweeps.execution.tune_run import run_tasks
+from sweeps.planning.plan import find_jobs
 from trainables.failures import Failure, FailureKind
+from trainables.jobs.registry import JOB_KINDS
 from trainables.specs.base import JobSpec
 from trainables.specs.tasks import Task
 from trainables.storage.record import Record
 from trainables.storage.store import Store
 
 MAX_NAMED = 5  # unreadable images
-SCORED_STAGES = frozenset({"base", "transfer"})  # stages whose overhead is said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class Surroundings:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What a sweep knows when its last stage is over."""
+    """What a sweep knows when its last task is over."""
 
     failures: dict[str, Failure] = field(default_factory=dict)  # by the id of the task
     timings: dict[str, float] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class Sweep:
         self.plan, self.store, self.console = agenda.plan, surroundings.store, surroundings.console
         self.outcome = Outcome()
         self.said_unreadable: set[str] = set()
+        self.work_s: dict[str, float] = {}  # by job: seconds of all its workers
 
     def run(self) -> int:
         """Compute what is missing, then report. Returns the exit code: 0 all points done, 1 some failed."""
@@ -92,7 +95,7 @@ class Sweep:
             raise
 
     def _say_old_records(self) -> None:
-        counts = self.store.count_old_records(frozenset(job.id for job in self.plan.jobs))
+        counts = self.store.count_old_records(JOB_KINDS, frozenset(job.id for job in self.plan.jobs))
         if counts:
             named = ", ".join(f"{number} {kind}" for kind, number in counts.items())
             text = f"{counted(sum(counts.values()), 'record')} of an older version are not used ({named})"
@@ -120,15 +123,12 @@ class Sweep:
             if not unbound and not damaged:
                 return missing
 
-    def _is_up_to_date(self, job: JobSpec) -> bool:
-        return self.store.read_record(job) is None or self.store.is_bound(job)
-
     def _make_again(self, why: str, job: JobSpec) -> None:
         self.console.print(f"{why}; it is made again", style="yellow")
         self.store.discard(job)
 
     def _compute(self, missing: Sequence[Task]) -> None:
-        found = find_jobs(self.plan, self.store)
+        self.found = found = find_jobs(self.plan, self.store)
         total, num_missing = len(self.plan.jobs), len(self.plan.jobs) - len(found.finished)
         what_for = self.agenda.what_for(num_missing)
         self.console.print(f"{total - num_missing} of {total} jobs are in the store already; starting Ray{what_for}")
@@ -140,7 +140,7 @@ class Sweep:
         try:
             self._wait_for_capacity(missing)
             with ProgressView(self.console, self.plan, found, lambda task: self.agenda.label(task.job)) as self.view:
-                self._run_stages(missing, found)
+                self._run(missing)
         finally:
             ray.shutdown()
 
@@ -149,54 +149,36 @@ class Sweep:
         for bundle, number in demands.values():
             wait_for_capacity(bundle, number, lambda text: self.console.print(text, highlight=False))
 
-    def _run_stages(self, missing: Sequence[Task], found: Found) -> None:
-        to_do = {task.id for task in missing}
-        for stage, tasks in self.plan.stages.items():
-            # What was made again in an earlier stage may have other bytes than before.
-            changed = {task.id for task in tasks if not all(self._is_up_to_date(job) for job in task.jobs)}
-            if runnable := self._runnable([task for task in tasks if task.id in to_do | changed]):
-                self._run_stage(stage, FixedTasks(runnable), counted(len(runnable), "job"), len(runnable))
-                self._show_overhead(stage, runnable, found)
-        last = self.agenda.last_stage(self.outcome.failures)
-        if last is not None:
-            self.view.costs |= last.costs
-            self._run_stage(last.name, last.source, last.what, len(last.costs))
-
-    def _run_stage(self, stage: str, source: TaskSource, what: str, total: int) -> None:
+    def _run(self, missing: Sequence[Task]) -> None:
+        self.graph = TaskGraph(
+            self.plan.tasks,
+            missing=frozenset(task.id for task in missing),
+            is_current=lambda task: all(self.store.is_finished(job) for job in task.jobs),
+            after_s=self.agenda.after_s(),
+        )
+        self.view.begin(len(missing), self.agenda.further_costs())
         started = time.monotonic()
-        self.view.begin_stage(stage, what, total)
-        run_stage(f"{self.plan.sweep_id}-{stage}", source, self.store, self.at.runner, self)
-        self.outcome.timings[stage] = time.monotonic() - started
+        run_tasks(self.plan.sweep_id, self.agenda.source(self.graph), self.store, self.at.runner, self)
+        self.outcome.timings["tasks"] = time.monotonic() - started
+        self._show_efficiency()
 
-    def _runnable(self, tasks: Sequence[Task]) -> list[Task]:
-        """Tasks whose artifacts are there; the others fail with the artifact's name and its own failure."""
-        runnable = []
-        for task in tasks:
-            lacking = [need for need in task.needs if self.store.read_record(need) is None]
-            if not lacking:
-                runnable.append(task)
-                continue
-            cause = self.outcome.failures.get(lacking[0].id)
-            self.started(task)
-            self.failed(task, lost_artifact(self.agenda.label(lacking[0]), cause))
-        return runnable
+    def _lacks(self, task: Task, need: JobSpec) -> None:
+        """A task that cannot be made because something that it needs is not there."""
+        self.started(task)
+        self.failed(task, lost_artifact(self.agenda.label(need), self.outcome.failures.get(need.id)))
 
-    def _show_overhead(self, stage: str, tasks: Sequence[Task], found: Found) -> None:
-        records = [record for task in tasks for job in found.missing(task) if (record := self.store.read_record(job))]
-        if not records:
+    def _show_efficiency(self) -> None:
+        """How much of the slots' time was work. (A cluster that grows or is shared is not full all the time.)"""
+        if is_joined() or not self.work_s:
             return
-        seconds = self.outcome.timings[stage]
-        line = f"stage {stage}: {duration(seconds)}"
-        if stage in SCORED_STAGES and not is_joined():  # a cluster that grows is not full all the time
-            slots = min(trials_that_fit(self.at.runner), len(tasks))
-            slots = min(slots, self.at.runner.max_concurrent or slots)
-            work_s = sum(record.metrics.get(name, 0.0) for record in records for name in ("train_s", "eval_s"))
-            outside_s = (seconds * slots - work_s) / len(tasks)
-            line += f"; {outside_s:.1f} s per trial outside training and evaluation, on {slots} slots"
-            self.outcome.timings[f"{stage}_outside_per_trial"] = outside_s
-        self.console.print(line, highlight=False)
+        slots = min(cluster_slots(self.at.runner), self.at.runner.max_concurrent or math.inf)
+        seconds = self.outcome.timings["tasks"]
+        efficiency = sum(self.work_s.values()) / (seconds * slots)
+        line = f"{counted(len(self.work_s), 'job')} in {duration(seconds)} on {counted(slots, 'slot')}"
+        self.console.print(f"{line}: {efficiency:.0%} of the slots' time was work", highlight=False)
+        self.outcome.timings["work"] = sum(self.work_s.values())
 
-    # The listener's side: called in this process, by the stage's Tune callbacks.
+    # The listener's side: called in this process, by Tune's callbacks.
 
     def started(self, task: Task) -> None:
         self.view.started(task)
@@ -210,6 +192,9 @@ class Sweep:
 
     def finished(self, task: Task) -> None:
         records = [self.store.record(job) for job in task.jobs]
+        self.graph.finished(task)
+        new = [record for record in records if record.id not in self.found.finished]
+        self.work_s |= {record.id: record.metrics["job_s"] * record.metrics["num_workers"] for record in new}
         self._say_unreadable(task, records[0])
         heard, model = self.agenda.finished(task), self.agenda.model_of(task)
         rung = getattr(task.job, "rung", None)
@@ -227,11 +212,14 @@ class Sweep:
 
     def failed(self, task: Task, failure: Failure) -> None:
         self.outcome.failures[task.id] = failure
+        lost = self.graph.failed(task)
         heard = self.agenda.failed(task, failure)
         self.view.done_share |= dict.fromkeys(heard.ended, 1.0)
         self.view.failed(task, failure, advance=heard.advance)
         if (model := self.agenda.model_of(task)) is not None:
             self.recorder.fail(model.id, failure)
+        for other, need in lost:
+            self._lacks(other, need.job)
 
     def _say_unreadable(self, task: Task, record: Record) -> None:
         """Once for each dataset."""

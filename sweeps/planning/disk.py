@@ -6,13 +6,10 @@ import shutil
 from collections.abc import Set
 from dataclasses import dataclass
 
-from fine_core.data.registry import dataset_info
 from fine_core.dit import count_parameters
-from sweeps.planning.costs import predicted_serve_bytes
+from sweeps.planning.costs import result_bytes
 from sweeps.planning.plan import Plan
-from trainables.specs.base import JobSpec
-from trainables.specs.models import DecompositionSpec, LearngeneSpec, PointSpec
-from trainables.specs.transfers import BankSpec
+from trainables.jobs.registry import kind_of
 from trainables.storage.store import Store
 
 FLOAT_BYTES = 4
@@ -35,20 +32,10 @@ class DiskNeed:
 def disk_need(plan: Plan, finished: Set[str], slots: int) -> DiskNeed:
     """An estimate from the plan: points exactly, learngenes and banks roughly, pictures not at all."""
     missing = [job for job in plan.jobs if job.id not in finished]
-    largest = max((count_parameters(job.model) for job in missing if hasattr(job, "model")), default=0)
+    models = [model for job in missing if (model := kind_of(job).work(job).model) is not None]
+    largest = max(map(count_parameters, models), default=0)
     checkpoint = largest * FLOAT_BYTES * CHECKPOINT_TENSORS * CHECKPOINT_COPIES
-    return DiskNeed(result_bytes=sum(map(_result_bytes, missing)), checkpoint_bytes=checkpoint * slots)
-
-
-def _result_bytes(job: JobSpec) -> int:
-    if isinstance(job, PointSpec):
-        return predicted_serve_bytes(job)
-    if isinstance(job, LearngeneSpec | DecompositionSpec):
-        return count_parameters(job.model) * FLOAT_BYTES
-    if isinstance(job, BankSpec):
-        info = dataset_info(job.base.dataset)
-        return job.num_images * info.channels * info.image_size**2 * (1 if info.latents is None else 2)
-    return 0
+    return DiskNeed(result_bytes=sum(map(result_bytes, missing)), checkpoint_bytes=checkpoint * slots)
 
 
 def check_disk(store: Store, need: DiskNeed, budget_bytes: int | None) -> None:

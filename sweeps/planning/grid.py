@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 from fine_core.data.registry import dataset_info
 from fine_core.dit import DiTConfig, ModelSize
 from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.sampling.sampler import SamplerSpec
+from sweeps.planning.chosen import ChosenOptions, options_of_initializations
 from sweeps.planning.points import DecompositionScores, PlannedPoint
 from sweeps.planning.settings import TransferSettings
 from sweeps.planning.transfer_grid import TransferGridSpec, scorer
-from trainables.initializations import INITIALIZATIONS
+from trainables.initializations import Setting, initialization
 from trainables.specs.base import FileSpec, SourceSpec, TrainingSpec, VaeSpec, check
-from trainables.specs.models import (
-    BaseModelSpec,
-    DecompositionSpec,
-    FineSpec,
-    GivenSpec,
-    LearngeneSpec,
-    ScratchSpec,
-    model_config,
-)
+from trainables.specs.models import BaseModelSpec, FineSpec, InitializationSpec, LearngeneSpec, model_config
 from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
 from trainables.specs.scores import Scored, ScoreSpec, null_label
 from trainables.specs.transfers import TransferSpec
@@ -48,9 +43,9 @@ class ScoringSpec:
 class GridSpec:
     """A size grid: every method at every depth x width, once per seed, and what is done to each of these base models.
 
-    `rank_ratio` is the factors' rank over the width; `transfer` is None without a transfer stage. `source` is a given model
-    that FINE's learngene is decomposed from and all points take their shape from, but for depth and width. `scoring` is
-    None where the built-in classifiers score; `forgetting` is how the source domain is scored after a transfer, None if not.
+    `options` are those of the initializations; `transfer` is None without a transfer stage. `source` is a given model that all
+    points take their shape from, but for depth and width. `scoring` is None where the built-in classifiers score;
+    `forgetting` is how the source domain is scored after a transfer, None if not.
     """
 
     dataset: str
@@ -65,35 +60,26 @@ class GridSpec:
     lr: float
     ema_decay: float
     grad_clip: float | None
-    sigma_init: str
-    sigma_steps: int
-    sigma_lr: float
-    width_mode: str
-    source_steps: int
-    rank_ratio: float
+    options: ChosenOptions
     num_samples: int
     sampler: SamplerSpec
     transfer: TransferGridSpec | None = None
     source: SourceSpec | None = None
     scoring: ScoringSpec | None = None
-    als_sweeps: int
-    teacher_weight: float
     forgetting: EvaluationSpec | None = None
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "methods", "seeds"):
             check(len(getattr(self, name)) > 0, f"{name} is empty; name at least one")
         check(self.head_dim >= 1, f"head_dim is {self.head_dim}; it must be at least 1")
-        check(self.rank_ratio > 0, f"rank_ratio is {self.rank_ratio}; it must be positive")
-        check(self.sigma_lr > 0, f"sigma_lr is {self.sigma_lr}; it must be positive")
         check(all(seed >= 0 for seed in self.seeds), "seeds must be 0 or more")
         if self.source is not None:
             self._check_source(self.source.model)
+        for kind in options_of_initializations():
+            self.options.one(kind)  # raises ValueError for a value that it cannot have
         for method in self.methods:
-            check(method in INITIALIZATIONS, f"unknown initialization {method!r}; choose from {', '.join(INITIALIZATIONS)}")
-        check(
-            "given" not in self.methods or self.source is not None, "initialization 'given' is the model of --source; name one"
-        )
+            needs_source = initialization(method).needs_source
+            check(not needs_source or self.source is not None, f"initialization {method!r} is the model of --source; name one")
         dataset_info(self.dataset)  # is it there? Said before what could score it is looked at
         self._extractor.check_data()
 
@@ -129,24 +115,41 @@ class GridSpec:
             steps=steps, batch_size=self.batch_size, lr=self.lr, ema_decay=self.ema_decay, grad_clip=self.grad_clip
         )
 
-    @cached_property  # one object, whose id is hashed once for all points
-    def learngene(self) -> LearngeneSpec:
-        """The source of every FINE trial: as deep and wide as the grid's largest model, or as the given one."""
+    @cached_property
+    def setting(self) -> Setting:
+        """What initializations are told of this grid."""
         size = self.size(max(self.depths), max(self.widths)) if self.source is None else self.source.model.size
-        nested = tuple(sorted(set(self.widths) - {size.width})) if self.width_mode == "nested" else ()
-        common = {
-            "dataset": self.dataset,
-            "model": self._model(size),
-            "rank": max(1, round(self.rank_ratio * size.width)),
-            "nested_widths": nested,
-            "training": self._training(self.source_steps),
-        }
-        if self.source is None:
-            return LearngeneSpec(**common)
-        decomposition = DecompositionSpec(
-            source=self.source, rank=common["rank"], nested_widths=nested, als_sweeps=self.als_sweeps
+        return Setting(
+            dataset=self.dataset,
+            largest=self._model(size),
+            widths=self.widths,
+            training=self._training(self.steps),
+            source=self.source,
         )
-        return LearngeneSpec(**common, decomposition=decomposition, teacher_weight=self.teacher_weight)
+
+    @cached_property
+    def _initializations(self) -> dict[str, InitializationSpec]:
+        return {}
+
+    def initialization(self, name: str, changes: Mapping[str, Any] | None = None) -> InitializationSpec:
+        """How base models of an initialization start. `changes`: options of its own in the place of the grid's."""
+        if changes:
+            return self._initialization(name, changes)
+        if name not in self._initializations:  # one object, whose artifacts' ids are hashed once for all points
+            self._initializations[name] = self._initialization(name, {})
+        return self._initializations[name]
+
+    def _initialization(self, name: str, changes: Mapping[str, Any]) -> InitializationSpec:
+        start = initialization(name)
+        options = None if start.options is None else replace(self.options.one(start.options), **changes)
+        return start.spec(self.setting, options)
+
+    @property
+    def learngene(self) -> LearngeneSpec:
+        """What all base models of FINE are assembled from."""
+        spec = self.initialization("fine")
+        assert isinstance(spec, FineSpec)
+        return spec.learngene
 
     @cached_property
     def _extractor(self) -> ExtractorSpec:
@@ -193,25 +196,24 @@ class GridSpec:
             trained=self.score(learngene, seed=learngene.seed),
         )
 
-    def initialization(self, method: str) -> FineSpec | ScratchSpec | GivenSpec:
-        if method == "scratch":
-            return ScratchSpec()
-        if method == "given":
-            return GivenSpec(source=self.source)
-        return FineSpec(
-            learngene=self.learngene,
-            sigma_init=self.sigma_init,
-            sigma_steps=self.sigma_steps,
-            sigma_lr=self.sigma_lr,
-            width_mode=self.width_mode,
-        )
-
     def sizes_of(self, method: str) -> dict[str, tuple[int, int]]:
-        """(depth, width) of every size that a method has base models of, by the size's name."""
-        points = product(self.depths, self.widths)
-        if method == "given":
-            points = [(self.source.model.size.depth, self.source.model.size.width)]
-        return {self.size(depth, width).name: (depth, width) for depth, width in points}
+        """(depth, width) of every size that an initialization makes, by the size's name."""
+        sizes = initialization(method).sizes(self.setting, self._asked)
+        return {size.name: (size.depth, size.width) for size in sizes}
+
+    @cached_property
+    def _asked(self) -> list[ModelSize]:
+        return [self.size(depth, width) for depth, width in product(self.depths, self.widths)]
+
+    @property
+    def refusals(self) -> tuple[str, ...]:
+        """Sizes that an initialization cannot make, and why."""
+        found = []
+        for name in self.methods:
+            for size in self._asked:
+                if (reason := initialization(name).refusal(self.setting, size)) is not None:
+                    found.append(f"{name} {size.name} is left out: {reason}")
+        return tuple(found)
 
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -219,21 +221,20 @@ class GridSpec:
         return {name: size for method in self.methods for name, size in self.sizes_of(method).items()}
 
     def transferred(
-        self, method: str, settings: TransferSettings, *, initialization: str, depth: int, width: int, seed: int
+        self, method: str, settings: TransferSettings, *, start: str, depth: int, width: int, seed: int
     ) -> TransferSpec:
         """One transfer with settings of its own, which may bring a base model of its own."""
-        base = self.base_model(initialization, depth, width, seed, sigma_steps=settings.sigma_steps)
+        base = self.base_model(start, depth, width, seed, changes=settings.start)
         return self.transfer.transfer(base, method, settings)
 
-    def base_model(self, method: str, depth: int, width: int, seed: int, *, sigma_steps: int | None = None) -> BaseModelSpec:
-        """The base model of one point. `sigma_steps` takes the place of the grid's own."""
-        initialization = self.initialization(method)
-        if sigma_steps is not None and isinstance(initialization, FineSpec):
-            initialization = replace(initialization, sigma_steps=sigma_steps)
+    def base_model(
+        self, method: str, depth: int, width: int, seed: int, *, changes: Mapping[str, Any] | None = None
+    ) -> BaseModelSpec:
+        """The base model of one point. `changes`: options of the initialization in the place of the grid's own."""
         return BaseModelSpec(
-            initialization=initialization,
+            initialization=self.initialization(method, changes),
             model=self._model(self.size(depth, width)),
             dataset=self.dataset,
-            training=self._training(0 if method == "given" else self.steps),
+            training=self._training(initialization(method).steps(self.steps)),
             seed=seed,
         )

@@ -22,7 +22,7 @@ class MethodNames:
         self.tuned = frozenset(tuned)
 
     def of(self, job: PointSpec) -> str:
-        if job.kind == "base":
+        if job.base is job:
             # Searches may have found several base models: their settings tell them apart.
             details = [f" {value} {name.replace('_', ' ')}" for name, value in job.initialization.details.items()]
             return job.initialization.name + ("".join(details) if job.id in self.tuned else "")

@@ -1,10 +1,10 @@
-"""From a grid to a plan: tasks by stage, and points. Computes nothing."""
+"""From a grid to a plan: tasks and points. Computes nothing."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sweeps.planning.costs import task_core_s
@@ -12,35 +12,24 @@ from sweeps.planning.grid import GridSpec
 from sweeps.planning.names import TUNED, MethodNames
 from sweeps.planning.points import DecompositionScores, ForgettingCurve, PlannedPoint
 from sweeps.planning.settings import tuned_for_size
+from trainables.jobs.registry import kind_of
 from trainables.specs.base import JobSpec
 from trainables.specs.models import PointSpec
 from trainables.specs.scores import ScoreSpec
 from trainables.specs.tasks import Task, jobs_of
 from trainables.storage.store import Store
 
-STAGES = ("source", "decompose", "learngene", "base", "bank", "transfer", "curve")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The tasks of a sweep by stage; each stage needs only what those before it make.
+    """The tasks of a sweep, and what they are for. Base models and transfers are scored where they are trained."""
 
-    `source`: extractors, and learngenes from scratch; `decompose`: a given model decomposed; `learngene`: the same trained on;
-    `base`: base models; `bank`: what they remember; `transfer`: base models taken to the target; `curve`: scores of transfers
-    whose last steps their base takes. Base models and transfers are scored where they are trained.
-    """
-
-    source: tuple[Task, ...] = ()
-    decompose: tuple[Task, ...] = ()
-    learngene: tuple[Task, ...] = ()
-    base: tuple[Task, ...] = ()
-    bank: tuple[Task, ...] = ()
-    transfer: tuple[Task, ...] = ()
-    curve: tuple[Task, ...] = ()
+    tasks: tuple[Task, ...] = ()
     points: tuple[PlannedPoint, ...] = ()
     curves: tuple[ForgettingCurve, ...] = ()
     decompositions: tuple[DecompositionScores, ...] = ()
     tuned: frozenset[str] = frozenset()  # ids of the points whose settings a search has found
+    left_out: tuple[str, ...] = ()  # what is asked for and cannot be made, each with its reason
 
     @property
     def names(self) -> MethodNames:
@@ -60,14 +49,11 @@ class Plan:
 
     @property
     def stages(self) -> dict[str, tuple[Task, ...]]:
-        """The stages that have tasks, in order."""
-        stages = {name: getattr(self, name) for name in STAGES}
-        return {name: tasks for name, tasks in stages.items() if tasks}
-
-    @property
-    def tasks(self) -> tuple[Task, ...]:
-        """The tasks of all stages, in the order of the stages."""
-        return tuple(task for tasks in self.stages.values() for task in tasks)
+        """The tasks by the stage that they belong to, for people: each stage needs only what those before it make."""
+        stages: dict[str, list[Task]] = {}
+        for task in self.tasks:
+            stages.setdefault(kind_of(task.job).stage(task.job), []).append(task)
+        return {name: tuple(tasks) for name, tasks in stages.items()}
 
     @property
     def jobs(self) -> tuple[JobSpec, ...]:
@@ -123,7 +109,7 @@ def tuned_transfers(grid: GridSpec) -> list[PointSpec]:
     if grid.transfer is None:
         return []
     return [
-        grid.transferred(found.method, found.settings, initialization=name, depth=depth, width=width, seed=seed)
+        grid.transferred(found.method, found.settings, start=name, depth=depth, width=width, seed=seed)
         for name in grid.transfer.initializations
         for size, (depth, width) in grid.sizes_of(name).items()
         for found in tuned_for_size(grid.transfer.tuned, name, size)
@@ -149,70 +135,62 @@ def plan_points(
     points = tuple(grid.point(model) for model in found.values())
     for extractor in {point.score.extractor.id: point.score.extractor for point in points}.values():
         extractor.check_data()
-    plan = plan_tasks([point.task for point in points], before=[p.forgetting_before for p in points if p.forgetting_before])
-    curve = _longest_first(Task(job=score) for c in curves for score in c.scores if score.replaced_steps)
-    extractors = {e.id: Task(job=e) for task in curve for e in task.needs if e.kind == "extractor"}
-    source = {task.id: task for task in (*plan.source, *extractors.values())}
-    ordered = sorted(points, key=lambda p: (p.model.kind != "base", -task_core_s(p.task)))
-    plan = replace(
-        plan, source=tuple(source.values()), curve=curve, points=tuple(ordered), curves=tuple(curves), tuned=frozenset(new)
-    )
-    return _with_decomposition(plan, grid)
-
-
-def plan_tasks(tasks: Iterable[Task], *, before: Iterable[ScoreSpec] = ()) -> Plan:
-    """The plan of tasks about base models and transfers, and of all that they need, each job once.
-
-    `before`: scores of base models that their transfers are compared with, taken where the base model is trained.
-    """
-    by_id = {task.id: task for task in tasks}
-    for need in [need for task in by_id.values() for need in task.job.needs]:
-        by_id.setdefault(need.id, Task(job=need))
-    for bank in [task.job for task in by_id.values() if task.job.kind == "bank"]:
-        for need in bank.needs:
-            by_id.setdefault(need.id, Task(job=need))
-    for score in before:
-        task = by_id[score.trained.id]
-        scores = {s.id: s for s in (*task.scores, score)}
-        by_id[task.id] = replace(task, scores=tuple(scores.values()))
-    for need in [need for task in by_id.values() for need in task.needs]:
-        by_id.setdefault(need.id, Task(job=need))
-    for need in [need for task in by_id.values() for need in task.needs]:  # of what was just added: a learngene's
-        by_id.setdefault(need.id, Task(job=need))
-    found = tuple(by_id.values())
-    learngenes = [task for task in found if task.job.kind == "learngene"]
-    decomposed = [task for task in learngenes if any(need.kind == "decomposition" for need in task.needs)]
+    curve = [Task(job=score) for c in curves for score in c.scores if score.replaced_steps]
+    before = [point.forgetting_before for point in points if point.forgetting_before is not None]
+    tasks = plan_tasks([*(point.task for point in points), *curve], scores=before)
+    decompositions: tuple[DecompositionScores, ...] = ()
+    if grid.source is not None and any(task.id == grid.learngene.id for task in tasks):
+        decompositions = (grid.decomposition_scores(),)
+        tasks = plan_tasks(tasks, scores=[score for scores in decompositions for score in scores.all])
     return Plan(
-        source=_longest_first([*_of_kind(found, "extractor"), *(task for task in learngenes if task not in decomposed)]),
-        decompose=_of_kind(found, "decomposition"),
-        learngene=tuple(decomposed),
-        base=_of_kind(found, "base"),
-        bank=_of_kind(found, "bank"),
-        transfer=_of_kind(found, "transfer"),
+        tasks=tasks,
+        points=tuple(sorted(points, key=lambda p: (p.model.base is not p.model, -task_core_s(p.task)))),
+        curves=tuple(curves),
+        decompositions=decompositions,
+        tuned=frozenset(new),
+        left_out=grid.refusals,
     )
 
 
-def _with_decomposition(plan: Plan, grid: GridSpec) -> Plan:
-    """Scores of the given model on its way to a learngene, where the plan has one."""
-    if not plan.learngene:
-        return plan
-    scores = grid.decomposition_scores()
-    decompose = [replace(task, scores=(scores.decomposed,)) for task in plan.decompose] + [Task(job=scores.source)]
-    learngene = [replace(task, scores=(scores.trained,)) for task in plan.learngene]
-    source = {task.id: task for task in (*plan.source, Task(job=scores.source.extractor))}
-    return replace(
-        plan,
-        source=tuple(source.values()),
-        decompose=tuple(decompose),
-        learngene=tuple(learngene),
-        decompositions=(scores,),
-    )
+def plan_tasks(tasks: Iterable[Task], *, scores: Iterable[ScoreSpec] = ()) -> tuple[Task, ...]:
+    """These tasks and all that they need, each once, in the order of the stages and the longest first.
+
+    `scores`: further ones, each taken where its model is made, or on its own if no task makes it.
+    """
+    found = _with_needs(tasks)
+    for score in scores:
+        task = found.get(score.trained.id)
+        if task is None:
+            found[score.id] = Task(job=score)
+        elif score not in task.scores:
+            found[task.id] = replace(task, scores=(*task.scores, score))
+    return _in_order(_with_needs(found.values()))
 
 
-def _of_kind(tasks: Iterable[Task], kind: str) -> tuple[Task, ...]:
-    return _longest_first(task for task in tasks if task.job.kind == kind)
+def _with_needs(tasks: Iterable[Task]) -> dict[str, Task]:
+    """Tasks by id, and one for everything that they need, but for what the user gives."""
+    found: dict[str, Task] = {}
+    queue = list(tasks)
+    for task in queue:  # grows while it is read
+        if task.id not in found:
+            found[task.id] = task
+            queue += [Task(job=need) for need in task.needs if not need.is_given]
+    return found
 
 
-def _longest_first(tasks: Iterable[Task]) -> tuple[Task, ...]:
-    """Each task once, the longest first."""
-    return tuple(sorted({task.id: task for task in tasks}.values(), key=lambda task: -task_core_s(task)))
+def _in_order(found: Mapping[str, Task]) -> tuple[Task, ...]:
+    """Stages by the longest chain of needs that any of their tasks ends; within a stage the longest task first."""
+    made_by = {job.id: task.id for task in found.values() for job in task.jobs}
+    levels: dict[str, int] = {}
+
+    def level(task: Task) -> int:
+        if task.id not in levels:
+            needed = {made_by[need.id] for need in task.needs if need.id in made_by} - {task.id}
+            levels[task.id] = 1 + max((level(found[id]) for id in needed), default=0)
+        return levels[task.id]
+
+    stages = {id: kind_of(task.job).stage(task.job) for id, task in found.items()}
+    last: dict[str, int] = {}
+    for id, task in found.items():
+        last[stages[id]] = max(last.get(stages[id], 0), level(task))
+    return tuple(sorted(found.values(), key=lambda t: (last[stages[t.id]], stages[t.id], -task_core_s(t))))

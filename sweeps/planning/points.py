@@ -58,3 +58,7 @@ class DecompositionScores:
     source: ScoreSpec
     decomposed: ScoreSpec
     trained: ScoreSpec
+
+    @property
+    def all(self) -> tuple[ScoreSpec, ...]:
+        return (self.source, self.decomposed, self.trained)

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fine_core.retention import RetentionSchedule
+from trainables.initializations import initialization
+from trainables.methods import resolve
 from trainables.specs.base import check
+from trainables.specs.options import Options, from_values, named, to_values
 
-FILE_FORMAT = 1
+FILE_FORMAT = 2
+# names in files of format 1, which had one list of settings for all methods
+NAMES_OF_FORMAT_1 = {
+    "schedule": "diff-tuning.schedule",
+    "retention_weight": "diff-tuning.retention_weight",
+    "source_ratio": "diff-tuning.source_ratio",
+    "gamma_span": "difffit.gamma_span",
+    "sigma_steps": "fine.sigma_steps",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransferSettings:
-    """`lr` is the method's own. `sigma_steps` belongs to the base model: None keeps the grid's.
+    """The learning rate and the options of a method. `start`: options of the initialization in the place of the grid's."""
 
-    What a method does not use stands here all the same, and does not reach its spec.
-    """
-
-    schedule: RetentionSchedule | None
-    retention_weight: float
-    source_ratio: float
-    gamma_span: float
     lr: float
-    sigma_steps: int | None = None
+    options: tuple[Options, ...]
+    start: Mapping[str, Any] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """All values by their plain names."""
+        own = {item.name: getattr(one, item.name) for one in self.options for item in one.fields()}
+        return {**own, "lr": self.lr, **self.start}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +47,15 @@ class TunedTransfer:
     size: str
     settings: TransferSettings
 
+    def to_json(self) -> dict[str, Any]:
+        start = {named(self.initialization, name): value for name, value in self.settings.start.items()}
+        values = {"lr": self.settings.lr, **to_values(self.settings.options), **start}
+        return {"method": self.method, "initialization": self.initialization, "size": self.size, "settings": values}
+
 
 def write_tuned(path: Path, found: Sequence[tuple[TunedTransfer, dict[str, Any]]]) -> Path:
     """Write what was found, each with the facts of how (score, protocol, study)."""
-    entries = []
-    for tuned, facts in found:
-        entry = asdict(tuned)
-        schedule = tuned.settings.schedule
-        entry["settings"]["schedule"] = None if schedule is None else str(schedule)
-        entries.append({**entry, "found": facts})
+    entries = [{**tuned.to_json(), "found": facts} for tuned, facts in found]
     path.write_text(json.dumps({"format": FILE_FORMAT, "tuned": entries}, indent=1) + "\n")
     return path
 
@@ -55,7 +64,8 @@ def read_tuned(path: Path) -> tuple[TunedTransfer, ...]:
     """Raises ValueError for a file that is not one of a search's."""
     try:
         content = json.loads(path.expanduser().read_text())
-        check(content["format"] == FILE_FORMAT, f"its format is {content['format']}, this version reads {FILE_FORMAT}")
+        version = content["format"]
+        check(version in (1, FILE_FORMAT), f"its format is {version}, this version reads 1 and {FILE_FORMAT}")
         found = tuple(_tuned_from(entry) for entry in content["tuned"])
         check(bool(found), "it holds no settings")
     except OSError as error:
@@ -69,16 +79,16 @@ def read_tuned(path: Path) -> tuple[TunedTransfer, ...]:
 
 
 def _tuned_from(entry: dict[str, Any]) -> TunedTransfer:
-    settings = TransferSettings(**entry["settings"])
-    for name in ("retention_weight", "source_ratio", "gamma_span", "lr"):
-        check(isinstance(getattr(settings, name), float | int), f"{name} is {getattr(settings, name)!r}; it must be a number")
-    check(0 <= settings.gamma_span <= 1, f"gamma_span is {settings.gamma_span}; it must be between 0 and 1")
-    steps, schedule = settings.sigma_steps, settings.schedule
-    check(steps is None or isinstance(steps, int), f"sigma_steps is {steps!r}; it must be a whole number or null")
-    check(schedule is None or isinstance(schedule, str), f"schedule is {schedule!r}; it must be a text or null")
-    if settings.schedule is not None:
-        settings = replace(settings, schedule=RetentionSchedule.parse(settings.schedule))
-    return TunedTransfer(**{name: entry[name] for name in ("method", "initialization", "size")}, settings=settings)
+    values = {NAMES_OF_FORMAT_1.get(name, name): value for name, value in entry["settings"].items() if value is not None}
+    lr = values.pop("lr")
+    check(isinstance(lr, float | int), f"lr is {lr!r}; it must be a number")
+    (method, fixed), start = resolve(entry["method"]), initialization(entry["initialization"])
+    chosen = {name.partition(".")[2]: value for name, value in values.items() if name.startswith(f"{start.name}.")}
+    if start.options is not None and chosen:
+        start.options(**chosen)  # raises ValueError for a value that it cannot have
+    options = tuple(from_values(kind, {**fixed, **values}) for kind in method.options)
+    settings = TransferSettings(lr=lr, options=options, start=chosen)
+    return TunedTransfer(method=method.name, initialization=start.name, size=entry["size"], settings=settings)
 
 
 def tuned_for_size(tuned: Sequence[TunedTransfer], initialization: str, size: str) -> list[TunedTransfer]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 from fine_core.data.registry import DATASETS, dataset_info
-from fine_core.retention import RetentionSchedule
 from fine_core.sampling.sampler import SamplerSpec
+from sweeps.planning.chosen import ChosenOptions, options_of_methods
 from sweeps.planning.settings import TransferSettings, TunedTransfer
-from trainables.methods import transfer_method
+from trainables.methods import resolve, transfer_method
 from trainables.specs.base import FileSpec, check
 from trainables.specs.models import BaseModelSpec
+from trainables.specs.options import named
 from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
-from trainables.specs.transfers import BankSpec, RehearsalSpec, TransferSpec
+from trainables.specs.transfers import BankSpec, TransferSpec
 
 
 def scorer(dataset: str) -> ExtractorSpec:
@@ -26,7 +28,7 @@ def scorer(dataset: str) -> ExtractorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferGridSpec:
-    """What is done to every base model: each method, and each method that takes a schedule once per schedule.
+    """What is done to every base model: each method, once for every combination of its options' values.
 
     `initializations`: whose base models are taken. `lr` is that of full fine-tuning; methods have factors of their own.
     `tuned`: settings that a search found, done besides. `target_reference`: an ADM `.npz` in the place of the target's images
@@ -36,11 +38,7 @@ class TransferGridSpec:
     target: str
     methods: tuple[str, ...]
     initializations: tuple[str, ...]
-    schedules: tuple[str, ...]
-    weighting: str
-    retention_weight: float
-    source_ratio: float
-    gamma_span: float
+    options: ChosenOptions
     steps: int
     lr: float
     bank_images: int
@@ -50,11 +48,13 @@ class TransferGridSpec:
 
     def __post_init__(self) -> None:
         dataset_info(self.target)
-        methods = [transfer_method(name) for name in self.methods]
-        for method in methods:
-            method.check_installed()
-        check(self.retention_weight >= 0, f"retention_weight is {self.retention_weight}; it must be 0 or more")
-        check(0 <= self.gamma_span <= 1, f"gamma_span is {self.gamma_span}; it must be between 0 and 1")
+        has_tuned = {tuned.method for tuned in self.tuned}
+        for name in self.methods:
+            transfer_method(name).check_installed()
+            empty = [text for text, values in self.options.values.items() if not values and self._has_option(name, text)]
+            check(not empty or name in has_tuned, f"{', '.join(empty)} has no value; {name} needs at least one")
+        for kind in options_of_methods():
+            self.options.each(kind, {})  # raises ValueError for a value that it cannot have, whatever method has it
         for tuned in self.tuned:
             transfer_method(tuned.method).check_installed()
             check(
@@ -64,19 +64,15 @@ class TransferGridSpec:
         keys = [(tuned.method, tuned.initialization, tuned.size) for tuned in self.tuned]
         twice = [f"{method} at {size}" for method, _, size in set(keys) if keys.count((method, _, size)) > 1]
         check(not twice, f"settings of {', '.join(sorted(twice))} come twice; name one file for them")
-        has_tuned = {tuned.method for tuned in self.tuned}
-        takes = [method.name for method in methods if method.rehearses and method.name not in has_tuned]
-        check(bool(self.schedules) or not takes, f"schedules is empty; {', '.join(takes)} needs at least one")
-        applies = any(self._applies(method.name, name) for method in methods for name in self.initializations)
+        applies = any(self._applies(method, name) for method in self.methods for name in self.initializations)
         check(
             applies,
             f"{', '.join(self.methods)} needs base models of fine; add it to --initializations, or another --transfer",
         )
-        self.parsed_schedules()
 
-    def parsed_schedules(self) -> list[RetentionSchedule]:
-        """The schedules, each once. Raises ValueError for one that is not known."""
-        return list(dict.fromkeys(RetentionSchedule.parse(text) for text in self.schedules))
+    @staticmethod
+    def _has_option(method: str, name: str) -> bool:
+        return any(name == named(kind.group, item.name) for kind in transfer_method(method).options for item in kind.fields())
 
     @staticmethod
     def _applies(method: str, initialization: str) -> bool:
@@ -91,19 +87,14 @@ class TransferGridSpec:
         for name in self.methods:
             if not self._applies(name, base.initialization.name):
                 continue
-            schedules = self.parsed_schedules() if transfer_method(name).rehearses else [None]
-            found += [self.transfer(base, name, self.default_settings(name, schedule)) for schedule in schedules]
+            found += [self.transfer(base, name, settings) for settings in self.settings_of(name)]
         return found
 
-    def default_settings(self, name: str, schedule: RetentionSchedule | None) -> TransferSettings:
-        """This grid's own settings of a method."""
-        return TransferSettings(
-            schedule=schedule,
-            retention_weight=self.retention_weight,
-            source_ratio=self.source_ratio,
-            gamma_span=self.gamma_span,
-            lr=self.lr * transfer_method(name).lr_factor,
-        )
+    def settings_of(self, name: str) -> list[TransferSettings]:
+        """This grid's own settings of a method, one for every combination of its options' values."""
+        method, fixed = resolve(name)
+        combinations = product(*(self.options.each(kind, fixed) for kind in method.options))
+        return [TransferSettings(lr=self.lr * method.lr_factor, options=options) for options in combinations]
 
     def extractor(self, base: ExtractorSpec) -> ExtractorSpec:
         """What scores the target: the extractor that scores the base models, with the target's own reference."""
@@ -113,23 +104,15 @@ class TransferGridSpec:
 
     def transfer(self, base: BaseModelSpec, name: str, settings: TransferSettings) -> TransferSpec:
         """One transfer of a base model. Raises ValueError if the target does not fit it."""
-        method, rehearsal, bank = transfer_method(name), None, None
-        if settings.schedule is not None:
-            retains = method.retains and settings.retention_weight > 0
-            rehearsal = RehearsalSpec(
-                schedule=settings.schedule,
-                weighting=self.weighting,
-                retention_weight=settings.retention_weight if retains else 0.0,
-                source_ratio=settings.source_ratio if retains else None,
-            )
-            if method.uses_bank and retains:
-                bank = BankSpec(base=base, num_images=self.bank_images, sampler=self.bank_sampler)
+        method = transfer_method(name)
+        bank = None
+        if method.uses_bank(settings.options):
+            bank = BankSpec(base=base, num_images=self.bank_images, sampler=self.bank_sampler)
         transfer = TransferSpec(
             base=base,
-            method=name,
-            rehearsal=rehearsal,
+            method=method.name,
+            options=settings.options,
             bank=bank,
-            gamma_span=settings.gamma_span if method.uses_scales else None,
             dataset=self.target,
             training=replace(base.training, steps=self.steps, lr=settings.lr),
             seed=base.seed,

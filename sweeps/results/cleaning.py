@@ -13,8 +13,9 @@ from rich.table import Table
 from sweeps.planning.plan import Plan
 from sweeps.results.pareto import COSTS, by_protocol, points_from, report_rows
 from sweeps.results.points import Results, point_result
+from trainables.jobs.registry import kind_of
 from trainables.specs.transfers import TransferSpec
-from trainables.storage.files import BANK_FILE, DELTA_FILE, MODEL_FILE
+from trainables.storage.files import DELTA_FILE
 from trainables.storage.store import Store
 
 
@@ -40,16 +41,15 @@ def deletable(plan: Plan, store: Store) -> list[Deletable]:
     dropped = [result.job for result in finished if result.id not in on_front and result.id not in needed]
     dropped_ids = {point.id for point in dropped}
     in_use = {base for transfer, base in _bases_of_deltas(store) if transfer not in dropped_ids}
-    files = [(point, DELTA_FILE, "delta on no front") for point in dropped if isinstance(point, TransferSpec)]
-    bases = [point for point in dropped if not isinstance(point, TransferSpec) and point.id not in in_use]
-    files += [(base, MODEL_FILE, "weights on no front") for base in bases]
-    banks = [task.job for task in plan.bank if task.id in records and task.id not in needed]
-    files += [(bank, BANK_FILE, "bank whose transfers are done") for bank in banks]
+    files = [(point, "delta on no front") for point in dropped if point.base is not point]
+    files += [(point, "weights on no front") for point in dropped if point.base is point and point.id not in in_use]
+    passed = [job for job in plan.jobs if kind_of(job).is_passing and job.id in records and job.id not in needed]
+    files += [(job, f"{job.kind} whose transfers are done") for job in passed]
     labels, done = plan.labels, [job for job in plan.jobs if job.id in records]
     found = [
         Deletable(path=path, size_bytes=size, what=f"{labels[job.id]}: {what}")
-        for job, name, what in files
-        if (size := store.size_of(path := f"{job.folder}/{name}")) is not None
+        for job, what in files
+        if (size := store.size_of(path := f"{job.folder}/{kind_of(job).kept.file}")) is not None
     ]
     return found + [
         Deletable(path=path, size_bytes=size, what="checkpoints of finished jobs")

@@ -15,6 +15,7 @@ from fine_core.retention import RetentionSchedule
 from sweeps.planning.names import MethodNames
 from sweeps.planning.points import ForgettingCurve
 from sweeps.results.pareto import standard_error
+from trainables.methods.diff_tuning import ScheduleOptions
 from trainables.specs.models import DecompositionSpec
 from trainables.specs.transfers import TransferSpec
 from trainables.storage.record import Record
@@ -23,8 +24,8 @@ from trainables.storage.store import Store
 
 def used_schedules(transfers: Sequence[TransferSpec]) -> dict[str, dict[str, list[float]]]:
     """psi and xi over all timesteps of every schedule that a plan uses."""
-    schedules = {str(job.rehearsal.schedule): job.rehearsal.schedule for job in transfers if job.rehearsal is not None}
-    return {name: schedule_curves(schedule) for name, schedule in schedules.items()}
+    options = [one for job in transfers for one in job.options if isinstance(one, ScheduleOptions)]
+    return {one.schedule: schedule_curves(one.retention) for one in options}
 
 
 def schedule_curves(schedule: RetentionSchedule) -> dict[str, list[float]]:

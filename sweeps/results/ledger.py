@@ -7,19 +7,12 @@ from typing import Any
 
 from sweeps.planning.names import MethodNames
 from sweeps.results.points import Results
+from trainables.jobs.kind import Role
+from trainables.jobs.registry import kind_of
 from trainables.specs.base import JobSpec
 from trainables.specs.models import PointSpec
-from trainables.storage.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
 from trainables.storage.record import Record
 from trainables.storage.store import Store
-
-# kind of job -> (file that is kept, metric of the seconds that it took)
-KEPT = {
-    "learngene": (LEARNGENE_FILE, "train_s"),
-    "bank": (BANK_FILE, "sampling_s"),
-    "base": (MODEL_FILE, "train_s"),
-    "transfer": (DELTA_FILE, "train_s"),
-}
 
 
 def ledger_rows(results: Results, store: Store, names: MethodNames) -> list[dict[str, Any]]:
@@ -37,19 +30,20 @@ def ledger_rows(results: Results, store: Store, names: MethodNames) -> list[dict
         shared = {need.id: need for job, _ in members for need in _kept_to_initialize(job)}
         rows += [_row(method, "initialize", need, need.label, store.record(need)) for need in shared.values()]
         for job, record in sorted(members, key=lambda pair: (pair[0].size.depth, pair[0].size.width)):
-            what = "dense weights" if job.kind == "base" else f"delta to {job.base.initialization.name}"
+            what = "dense weights" if job.base is job else f"delta to {job.base.initialization.name}"
             rows.append(_row(method, "serve", job, f"{job.size.name}, {what}", record))
     return rows
 
 
 def _kept_to_initialize(job: PointSpec) -> list[JobSpec]:
     """The artifacts that a point was made from, beside its base model."""
-    return [need for need in job.needs if need.kind in ("learngene", "bank")]
+    kept = {need: kind_of(need).kept for need in job.needs}
+    return [need for need, file in kept.items() if file is not None and file.role is Role.INITIALIZE]
 
 
 def _row(method: str, role: str, job: JobSpec, item: str, record: Record) -> dict[str, Any]:
-    file, seconds = KEPT[job.kind]
-    made = {"bytes": record.files[file].bytes, "seconds": record.metrics[seconds]}
+    kept = kind_of(job).kept
+    made = {"bytes": record.files[kept.file].bytes, "seconds": record.metrics[kept.seconds]}
     return {"method": method, "role": role, "item": item, **made}
 
 

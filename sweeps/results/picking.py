@@ -15,22 +15,22 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from fine_core.checkpoints.native import config_to_json, predicted_file_bytes
 from fine_core.data.registry import labels_to_sample, load_dataset, short_name
 from fine_core.dit import DiT
 from fine_core.evaluation.protocol import Protocol
 from fine_core.evaluation.reference import save_samples_npz
 from fine_core.sampling.draw import draw_batch
-from sweeps.planning.costs import model_shapes
 from sweeps.planning.points import PlannedPoint
 from sweeps.results.pareto import OPTIONAL_MEANS, non_dominated, standard_error
 from sweeps.results.points import PointResult, point_result
+from trainables.jobs.run import load_served
 from trainables.jobs.scorer import load_scorer, load_stored_vae
-from trainables.jobs.served import load_served
+from trainables.jobs.shapes import model_file_bytes
 from trainables.methods import transfer_method
 from trainables.specs.base import JobSpec, check
 from trainables.specs.identity import to_json
 from trainables.specs.models import BaseModelSpec, PointSpec
+from trainables.specs.options import to_values
 from trainables.specs.scores import ScoreSpec
 from trainables.specs.transfers import TransferSpec
 from trainables.storage.store import Store
@@ -82,9 +82,7 @@ def candidates(store: Store) -> list[Candidate]:
     found = []
     for members in groups.values():
         members.sort(key=lambda result: result.job.seed)
-        config = members[0].job.model
-        bytes_ = predicted_file_bytes(model_shapes(config), kind="dit", config=config_to_json(config))
-        found.append(Candidate(results=tuple(members), serve_bytes=bytes_))
+        found.append(Candidate(results=tuple(members), serve_bytes=model_file_bytes(members[0].job.model)))
     return found
 
 
@@ -191,8 +189,7 @@ def card(candidate: Candidate, found: Sequence[Candidate]) -> dict[str, Any]:
     if isinstance(job, TransferSpec):
         content["delta_bytes"] = metrics["serve_bytes"]
         content["source_fid"] = metrics.get("forgetting/source_fid")
-        if job.rehearsal is not None:
-            content["rehearsal"] = {**asdict(job.rehearsal), "schedule": str(job.rehearsal.schedule)}
+        content["options"] = to_values(job.options)
     return content
 
 

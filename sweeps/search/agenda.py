@@ -1,13 +1,14 @@
-"""What a schedule search works through: what comes before its studies, and the studies as the last stage."""
+"""What a schedule search works through: the tasks that its studies need, and the studies, each as soon as it has these."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from sweeps.display.numbers import counted
-from sweeps.execution.agenda import Heard, LastStage
+from sweeps.execution.agenda import Heard
+from sweeps.execution.graph import TaskGraph
+from sweeps.planning.plan import plan_tasks
 from sweeps.results.points import PointResult, Results, point_result
-from sweeps.search.planning import SearchPlan, trial_core_s
+from sweeps.search.planning import SearchPlan, points_of_all_bases, trial_core_s
 from sweeps.search.study import ScheduleStudy, Studies
 from trainables.failures import Failure
 from trainables.specs.base import JobSpec
@@ -15,7 +16,6 @@ from trainables.specs.models import PointSpec
 from trainables.specs.tasks import Task
 from trainables.storage.store import Store
 
-STAGE = "search"
 NO_TRIAL = -1  # in place of a trial's number: the study could not be started
 
 
@@ -48,23 +48,29 @@ class SearchAgenda:
     def _study_of(self, job: JobSpec) -> ScheduleStudy | None:
         return next((study for study in self.studies if job.run_id in study.labels), None)
 
-    def last_stage(self, failures: Mapping[str, Failure]) -> LastStage:
-        source = Studies([study for study in self.studies if self._can_start(study, failures)])
-        self.num_ended = self._count_ended()
-        left = [max(0, study.spec.num_trials - len(study.finished_trials)) for study in source.studies]
-        costs = [trial_core_s(study.spec) for study, number in zip(source.studies, left, strict=True) for _ in range(number)]
-        by_trial = {_trial_key(self.num_ended + i): cost for i, cost in enumerate(costs)}
-        return LastStage(name=STAGE, source=source, what=counted(sum(left), "trial"), costs=by_trial)
+    def after_s(self) -> Mapping[str, float]:
+        waiting: dict[str, float] = {}
+        for study in self.studies:
+            left_s = trial_core_s(study.spec) * self._num_left(study)
+            waiting |= {id: max(waiting.get(id, 0.0), left_s) for id in self._needed_by(study)}
+        return waiting
 
-    def _can_start(self, study: ScheduleStudy, failures: Mapping[str, Failure]) -> bool:
-        """Whether the base models and banks that its points may ask for are there; else it fails with their names."""
-        shared = {task.id for task in (*self.plan.source, *self.plan.decompose, *self.plan.learngene)}
-        for task in self.plan.tasks:
-            of_its_size = task.id in shared or getattr(task.job, "model", None).size.name in study.spec.sizes
-            if task.id in failures and of_its_size:
-                study.broken[NO_TRIAL] = f"needs the {self.label(task.job)}, which failed: {failures[task.id]}"
-                return False
-        return True
+    def further_costs(self) -> Mapping[str, float]:
+        costs = [trial_core_s(study.spec) for study in self.studies for _ in range(self._num_left(study))]
+        return {_trial_key(self.num_ended + i): cost for i, cost in enumerate(costs)}
+
+    def _num_left(self, study: ScheduleStudy) -> int:
+        return max(0, study.spec.num_trials - len(study.finished_trials))
+
+    def _needed_by(self, study: ScheduleStudy) -> set[str]:
+        """Planned tasks that a study's points may ask for: those of its sizes, and what all sizes share."""
+        points = points_of_all_bases(study.spec)
+        tasks = [study.spec.point(study.spec.transfer(point)).task for point in points]
+        return {task.id for task in plan_tasks(tasks)} & {task.id for task in self.plan.tasks}
+
+    def source(self, graph: TaskGraph) -> GraphThenStudies:
+        needed = [(study, self._needed_by(study)) for study in self.studies]
+        return GraphThenStudies(graph, needed)
 
     def model_of(self, task: Task) -> PointSpec | None:
         study = self._study_of(task.job)
@@ -85,6 +91,9 @@ class SearchAgenda:
     def failed(self, task: Task, failure: Failure) -> Heard:
         study = self._study_of(task.job)
         if study is None:
+            for other in self.studies:
+                if task.id in self._needed_by(other):
+                    other.broken[NO_TRIAL] = f"needs the {self.label(task.job)}, which failed: {failure}"
             return Heard()
         study.failed(task, failure)
         ended = self._newly_ended()
@@ -101,6 +110,32 @@ class SearchAgenda:
     def results(self) -> Results:
         points = {t.id: study.spec.point(t) for study in self.studies for t in study.scored()}
         return [result for point in points.values() if (result := point_result(point, self.store))]
+
+
+class GraphThenStudies:
+    """Planned tasks first; beside them the tasks of each study that has all that it needs. A broken study has no more."""
+
+    def __init__(self, graph: TaskGraph, needed: Sequence[tuple[ScheduleStudy, set[str]]]) -> None:
+        self.graph, self.needed = graph, needed
+
+    def _is_open(self, study: ScheduleStudy) -> bool:
+        return NO_TRIAL not in study.broken
+
+    @property
+    def hands_out_ahead(self) -> bool:
+        return not self.graph.is_exhausted()
+
+    def next_task(self) -> Task | None:
+        if (task := self.graph.next_task()) is not None:
+            return task
+        ready = [study for study, needed in self.needed if self._is_open(study) and not any(map(self.graph.is_open, needed))]
+        return Studies(ready).next_task()
+
+    def is_exhausted(self) -> bool:
+        return self.graph.is_exhausted() and all(s.is_exhausted() for s, _ in self.needed if self._is_open(s))
+
+    def workers_wanted(self, task: Task, slots: int) -> int:
+        return self.graph.workers_wanted(task, slots)
 
 
 def _trial_key(index: int) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
 
 from fine_core.evaluation.protocol import EvaluationSpec
-from sweeps.planning.costs import predicted_serve_bytes, predicted_served_parameters, task_core_s
+from sweeps.planning.costs import result_bytes, task_core_s
 from sweeps.planning.grid import GridSpec
 from sweeps.planning.plan import Plan, plan_tasks
 from sweeps.planning.settings import TransferSettings
-from sweeps.search.space import GAMMA_SPANS, Choice, Point, SearchSpace, build_space
+from sweeps.search.space import AT_SIZE, SearchSpace, build_space, options_to_search
 from sweeps.search.study import OBJECTIVES, SAMPLERS, HalvingSpec, StudySpec, rungs_of, study_digest
+from trainables.initializations import initialization
+from trainables.jobs.shapes import served_parameters
 from trainables.methods import transfer_method
 from trainables.specs.base import check
+from trainables.specs.options import Choice, Options, Point
+from trainables.specs.tasks import Task
 from trainables.specs.transfers import TransferSpec
-
-PAPER_FORMULA_WEIGHT = 1.0  # of retention; the released code has 0.1, the default (arXiv 2406.00773, section 3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,7 @@ class SearchSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan(Plan):
-    """What comes before the studies, by stage, and the studies. Its base models are needs of the search, not points."""
+    """What the studies need, and the studies. Its base models are needs of the search, not points."""
 
     studies: tuple[StudySpec, ...]
     excluded: tuple[str, ...]  # sizes at which no point keeps to the limits
@@ -84,19 +88,18 @@ def plan_search(grid: GridSpec, search: SearchSpec) -> SearchPlan:
     check(len(grid.transfer.initializations) == 1, "a search takes base models of one initialization; see --transfer-from")
     sizes = _chosen_sizes(grid, search.sizes)
     search = replace(search, sizes=tuple(sizes))
-    spans = {name: _allowed_spans(grid, search, sizes[name]) for name in sizes}
-    allowed = {name: spans[name] for name in sizes if spans[name] is not None}
+    values = {name: _allowed_values(grid, search, sizes[name]) for name in sizes}
+    allowed = {name: values[name] for name in sizes if values[name] is not None}
     limits = ", ".join(f"{name} <= {limit:,}" for name, limit in search.limits.items())
     check(bool(allowed), f"no point keeps to {limits}; {_smallest(grid, search, sizes)}")
     groups = [allowed] if search.is_joint and len(allowed) > 1 else [{name: allowed[name]} for name in allowed]
     studies = tuple(_study(grid, search, {name: sizes[name] for name in group}, group) for group in groups)
     _check_objectives(search, studies)
-    points = [study.point(study.transfer(point)) for study in studies for point in _points_of_all_bases(study)]
+    points = [study.point(study.transfer(point)) for study in studies for point in points_of_all_bases(study)]
     needed_before = [point.forgetting_before for point in points if point.forgetting_before is not None]
-    before = plan_tasks([point.task for point in points], before=needed_before)
+    needs = [Task(job=need) for point in points for need in point.task.needs]
     excluded = tuple(name for name in sizes if name not in allowed)
-    first = {stage: getattr(before, stage) for stage in ("source", "decompose", "learngene", "base", "bank")}
-    return SearchPlan(**first, studies=studies, excluded=excluded)
+    return SearchPlan(tasks=plan_tasks(needs, scores=needed_before), studies=studies, excluded=excluded)
 
 
 def _chosen_sizes(grid: GridSpec, names: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -112,32 +115,48 @@ def _chosen_sizes(grid: GridSpec, names: Sequence[str]) -> dict[str, tuple[int, 
 
 def _default_settings(grid: GridSpec, method: str) -> TransferSettings:
     """The grid's own settings, which a search starts from."""
-    schedules = grid.transfer.parsed_schedules()
-    schedule = schedules[0] if transfer_method(method).rehearses else None
-    sigma_steps = grid.sigma_steps if grid.transfer.initializations == ("fine",) else None
-    return replace(grid.transfer.default_settings(method, schedule), sigma_steps=sigma_steps)
+    (settings,) = grid.transfer.settings_of(method)[:1]
+    start = _start_options(grid)
+    names = [name for name, option in options_to_search(method, grid.transfer.initializations[0]).items() if option.is_start]
+    return replace(settings, start={name: getattr(start, name) for name in names})
 
 
-def _transfer(grid: GridSpec, search: SearchSpec, size: tuple[int, int], span: float) -> TransferSpec:
-    settings = replace(_default_settings(grid, search.method), gamma_span=span)
-    where = {"initialization": grid.transfer.initializations[0], "seed": grid.seeds[0]}
+def _start_options(grid: GridSpec) -> Options | None:
+    kind = initialization(grid.transfer.initializations[0]).options
+    return None if kind is None else grid.options.one(kind)
+
+
+def _transfer(grid: GridSpec, search: SearchSpec, size: tuple[int, int], settings: TransferSettings) -> TransferSpec:
+    where = {"start": grid.transfer.initializations[0], "seed": grid.seeds[0]}
     return grid.transferred(search.method, settings, depth=size[0], width=size[1], **where)
 
 
-def _allowed_spans(grid: GridSpec, search: SearchSpec, size: tuple[int, int]) -> tuple[float, ...] | None:
-    """Gamma spans whose points keep to the limits at a size; None if there is no point at all that does."""
-    spans = tuple(span for span in _candidate_spans(grid, search) if _within(search, _transfer(grid, search, size, span)))
-    return spans or None
+def _candidates(grid: GridSpec, search: SearchSpec) -> dict[str, list[TransferSettings]]:
+    """Settings with each value of each searched option that changes what is stored, by the option's name."""
+    default, found = _default_settings(grid, search.method), {}
+    for one in default.options:
+        for item in one.fields():
+            if item.metadata["changes_bytes"] and (search.searched is None or item.name in search.searched):
+                changed = [replace(one, **{item.name: value}) for value in item.metadata["search"].values]
+                others = [tuple(new if o is one else o for o in default.options) for new in changed]
+                found[item.name] = [replace(default, options=options) for options in others]
+    return found
 
 
-def _candidate_spans(grid: GridSpec, search: SearchSpec) -> tuple[float, ...]:
-    """Those that are searched, or the one that is not."""
-    searched = search.searched is None or "gamma_span" in search.searched
-    return GAMMA_SPANS if searched and transfer_method(search.method).uses_scales else (grid.transfer.gamma_span,)
+def _allowed_values(grid: GridSpec, search: SearchSpec, size: tuple[int, int]) -> dict[str, tuple[Any, ...]] | None:
+    """Values of such options whose points keep to the limits at a size; None if there is no point at all that does."""
+    candidates = _candidates(grid, search)
+    if not candidates:
+        return {} if _within(search, _transfer(grid, search, size, _default_settings(grid, search.method))) else None
+    allowed = {
+        name: tuple(s.plain()[name] for s in settings if _within(search, _transfer(grid, search, size, s)))
+        for name, settings in candidates.items()
+    }
+    return allowed if all(allowed.values()) else None
 
 
 def _costs(transfer: TransferSpec) -> dict[str, int]:
-    return {"params_total": predicted_served_parameters(transfer), "serve_bytes": predicted_serve_bytes(transfer)}
+    return {"params_total": served_parameters(transfer), "serve_bytes": result_bytes(transfer)}
 
 
 def _within(search: SearchSpec, transfer: TransferSpec) -> bool:
@@ -147,21 +166,26 @@ def _within(search: SearchSpec, transfer: TransferSpec) -> bool:
 
 def _smallest(grid: GridSpec, search: SearchSpec, sizes: dict[str, tuple[int, int]]) -> str:
     """The least that any point of the grid takes of what is limited."""
-    span = min(_candidate_spans(grid, search))
-    costs = [_costs(_transfer(grid, search, size, span)) for size in sizes.values()]
+    candidates = [s for settings in _candidates(grid, search).values() for s in settings]
+    candidates = candidates or [_default_settings(grid, search.method)]
+    costs = [_costs(_transfer(grid, search, size, settings)) for size in sizes.values() for settings in candidates]
     return "the least is " + ", ".join(f"{name} {min(cost[name] for cost in costs):,}" for name in search.limits)
 
 
 def _study(
-    grid: GridSpec, search: SearchSpec, sizes: dict[str, tuple[int, int]], spans: dict[str, tuple[float, ...]]
+    grid: GridSpec,
+    search: SearchSpec,
+    sizes: dict[str, tuple[int, int]],
+    allowed: dict[str, dict[str, tuple[Any, ...]]],
 ) -> StudySpec:
     space = build_space(
         method=search.method,
-        initialization=grid.transfer.initializations[0],
+        start=grid.transfer.initializations[0],
         default=_default_settings(grid, search.method),
+        start_options=_start_options(grid),
         base_steps=grid.steps,
         searched=search.searched,
-        gamma_spans=spans,
+        allowed=allowed,
     )
     spec = StudySpec(
         name=search.study or "",
@@ -197,16 +221,17 @@ def _halving(grid: GridSpec, search: SearchSpec) -> HalvingSpec | None:
 
 def _known_points(search: SearchSpec, space: SearchSpace, sizes: dict[str, tuple[int, int]]) -> tuple[Point, ...]:
     """The papers' defaults at every size that allows them, then the points that were asked for."""
-    names = [parameter.name for parameter in space.parameters]
-    weights = [space.default.retention_weight]
-    if "retention_weight" in names:
-        weights.append(PAPER_FORMULA_WEIGHT)
-    points = [
-        space.point(replace(space.default_at(size), retention_weight=weight), size) for weight in weights for size in sizes
-    ]
+    good = {size: _known_good(search, space.default_at(size)) for size in sizes}
+    points = [space.point(settings[0], size) for size, settings in good.items()]
+    for size, settings in good.items():
+        points += [space.point(other, size) for other in settings[1:] if space.can_choose(other, size)]
     only_size = next(iter(sizes)) if len(sizes) == 1 else None
     points += [space.known_point(text, only_size) for text in search.known_points]
     return tuple({str(point): point for point in points}.values())
+
+
+def _known_good(search: SearchSpec, default: TransferSettings) -> list[TransferSettings]:
+    return [replace(default, options=options) for options in transfer_method(search.method).known_good(default.options)]
 
 
 def _check_forgetting(study: StudySpec) -> None:
@@ -225,16 +250,19 @@ def _check_objectives(search: SearchSpec, studies: Sequence[StudySpec]) -> None:
         return
     for study in studies:
         choices = [p for p in study.space.parameters if isinstance(p, Choice)]
-        varies = any(len(p.values) > 1 and (p.name == "size" or p.name.startswith("gamma_span")) for p in choices)
+        costly = {"size", *_candidates(study.grid, search)}
+        varies = any(len(p.values) > 1 and p.name.partition(AT_SIZE)[0] in costly for p in choices)
         check(
             varies,
             f"every point of {study.label} stores the same bytes; search several sizes (--size all), "
-            "a method with gamma_span, or leave serve_bytes out",
+            "a method with an option that changes them, or leave serve_bytes out",
         )
 
 
-def _points_of_all_bases(study: StudySpec) -> list[Point]:
+def points_of_all_bases(study: StudySpec) -> list[Point]:
     """Points that between them need every base model and bank that the study may ask for."""
-    sigma_steps = next((p.values for p in study.space.parameters if isinstance(p, Choice) and p.name == "sigma_steps"), None)
-    points = [{"size": size} for size in study.sizes]
-    return points if sigma_steps is None else [{**point, "sigma_steps": n} for point in points for n in sigma_steps]
+    starts = {option.first for option in study.space.options if option.is_start}
+    choices = [p for p in study.space.parameters if isinstance(p, Choice) and p.name in starts]
+    combinations = product(*(choice.values for choice in choices))
+    values = [dict(zip((choice.name for choice in choices), combination, strict=True)) for combination in combinations]
+    return [{"size": size, **chosen} for size in study.sizes for chosen in values]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sweeps.execution.errors import without_password
 from sweeps.execution.recorder import Recorder
 from sweeps.execution.sweep import Outcome, Surroundings
 from sweeps.planning.names import MethodNames
-from sweeps.planning.settings import TransferSettings, TunedTransfer, write_tuned
+from sweeps.planning.settings import TunedTransfer, write_tuned
 from sweeps.results.curves import schedule_curves
 from sweeps.results.points import Results, point_result
 from sweeps.results.report import executable_path, report_folder, show_where, write_fronts
@@ -31,6 +31,7 @@ from trainables.specs.transfers import TransferSpec
 from trainables.storage.store import Store
 
 BEST_FILE = "best.json"
+SCHEDULE = "schedule"  # the option of Diff-Tuning whose curves are drawn
 
 
 class SearchReport:
@@ -110,7 +111,7 @@ class SearchReport:
         for study, size, trial in self.best:
             settings = study.spec.space.settings(trial.params)
             default = self.store.read_record(study.spec.point(study.spec.default_transfer(size)).score)
-            cells = [_shown(getattr(settings, name)) for name in searched]
+            cells = [_shown(settings.plain()[name]) for name in searched]
             before = "-" if default is None else f"{default.metrics['fid']:.3f}"
             table.add_row(size, *cells, f"{trial.user_attrs['fid']:.3f}", before)
         self.console.print(table)
@@ -118,7 +119,7 @@ class SearchReport:
 
     def _figures(self) -> list[Path]:
         files = []
-        drawn = {size: (study, trial) for study, size, trial in self.best if study.spec.space.default.schedule is not None}
+        drawn = {size: (study, trial) for study, size, trial in self.best if SCHEDULE in study.spec.space.default.plain()}
         if drawn:
             panels = {size: _schedule_panel(study, trial) for size, (study, trial) in drawn.items()}
             protocol = self._protocol(next(iter(drawn.values()))[0])
@@ -210,7 +211,7 @@ def trial_rows(study: ScheduleStudy) -> list[dict[str, Any]]:
                 "outcome": trial.user_attrs[OUTCOME],
                 "steps": trained_steps(study, trial),
                 "transfer_id": trial.user_attrs["transfer_id"],
-                **{name: getattr(settings, name) for name in searched},
+                **{name: settings.plain()[name] for name in searched},
                 **dict(zip(study.spec.objectives, values, strict=True)),
                 "proxy_fid": trial.intermediate_values.get(trial.last_step),
             }
@@ -219,10 +220,8 @@ def trial_rows(study: ScheduleStudy) -> list[dict[str, Any]]:
 
 
 def _setting_names(study: ScheduleStudy) -> list[str]:
-    """The settings that a study searches, by the names that they have in TransferSettings."""
-    names = {parameter.name.partition("@")[0] for parameter in study.spec.space.parameters}
-    searched = ["schedule"] if "family" in names else []
-    return searched + [name for name in TransferSettings.__dataclass_fields__ if name in names]
+    """The settings that a study searches, by their plain names."""
+    return [option.name for option in study.spec.space.options]
 
 
 def _shown(value: Any) -> str:
@@ -233,14 +232,15 @@ def _schedule_panel(study: ScheduleStudy, trial: FrozenTrial) -> dict[str, Any]:
     """The curves of a size's best schedule and of the default's."""
     best, default = study.spec.space.settings(trial.params), study.spec.space.default
     return {
-        "best": _curves(best.schedule, best.retention_weight),
-        "default": _curves(default.schedule, default.retention_weight),
+        "best": _curves(best.plain()),
+        "default": _curves(default.plain()),
         "fid": trial.user_attrs["fid"],
     }
 
 
-def _curves(schedule: RetentionSchedule, retention_weight: float) -> dict[str, Any]:
-    return {"name": f"{schedule}, weight {retention_weight:.2g}", **schedule_curves(schedule)}
+def _curves(settings: Mapping[str, Any]) -> dict[str, Any]:
+    weight = f", weight {settings['retention_weight']:.2g}" if "retention_weight" in settings else ""
+    return {"name": settings[SCHEDULE] + weight, **schedule_curves(RetentionSchedule.parse(settings[SCHEDULE]))}
 
 
 def _save(draw: Callable[[], Any], path: Path, *, title: str, log_scale: bool) -> Path:
@@ -318,7 +318,7 @@ def _show_next_steps(report: SearchReport, steps: NextSteps, console: Console) -
         lines.append(f"{waiting} known points were not tried, for there were no trials left; raise --trials")
     if report.best:
         command = ["python", "sweeps/size_grid.py", *steps.grid_options]
-        command += ["--schedules", f"linear,@{report.folder / BEST_FILE}"]
+        command += ["--tuned", str(report.folder / BEST_FILE)]
         lines.append(f"Use it in a grid:  {shlex.join(command)}")
     dashboard = shlex.join([executable_path("optuna-dashboard"), without_password(steps.study_storage)])
     lines.append(f"Look at the study: {dashboard}  (of the extra: pip install -e '.[dashboard]')")

@@ -8,118 +8,103 @@ from typing import Any
 
 import optuna
 
-from fine_core.retention import FAMILIES, RetentionSchedule
 from sweeps.planning.settings import TransferSettings
-from trainables.methods import transfer_method
+from trainables.initializations import INITIALIZATIONS, initialization
+from trainables.methods import TRANSFER_METHODS, transfer_method
 from trainables.specs.base import check
+from trainables.specs.options import Choice, Options, Parameter, Point, Range
 
+LR = "lr"
 LR_DECADES = (-1.0, 0.5)  # around the method's own learning rate
-GAMMA_SPANS = (0.0, 0.25, 0.5, 0.75, 1.0)
-SIGMA_STEPS_FACTORS = (0, 1, 2)  # of the grid's own sigma steps
 AT_SIZE = "@"  # gamma_span@L4-D64: a parameter that exists at one size only
+ANY_STEPS = 1  # of a training, where only names matter
 
-Point = dict[str, Any]  # name of a parameter -> its value
 
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """A categorical parameter; `only_if` (name, value) makes it exist only beside that value of another."""
-
-    name: str
-    values: tuple[str | int | float, ...]
-    only_if: tuple[str, str] | None = None
-
-    def suggest(self, trial: optuna.Trial) -> Any:
-        return trial.suggest_categorical(self.name, self.values)
-
-    def holds(self, value: Any) -> bool:
-        return value in self.values
-
-    def __str__(self) -> str:
-        return ", ".join(str(value) for value in self.values)
+def suggest(parameter: Parameter, trial: optuna.Trial) -> Any:
+    """Let Optuna choose a value."""
+    if isinstance(parameter, Choice):
+        return trial.suggest_categorical(parameter.name, parameter.values)
+    choose = trial.suggest_int if parameter.integer else trial.suggest_float
+    return choose(parameter.name, parameter.low, parameter.high, log=parameter.log)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Range:
-    """A numeric parameter between two bounds, on a logarithmic scale if `log`."""
+class SearchedOption:
+    """What a search chooses: the learning rate (`kind` None), or an option of the method or, if `is_start`, of the
+    initialization. `first`: the parameter that is there whenever the option is chosen."""
 
     name: str
-    low: float
-    high: float
-    log: bool = False
-    integer: bool = False
-    only_if: tuple[str, str] | None = None
-
-    def suggest(self, trial: optuna.Trial) -> Any:
-        suggest = trial.suggest_int if self.integer else trial.suggest_float
-        return suggest(self.name, self.low, self.high, log=self.log)
-
-    def holds(self, value: Any) -> bool:
-        number = int if self.integer else (int, float)
-        return isinstance(value, number) and self.low <= value <= self.high
-
-    def __str__(self) -> str:
-        return f"{self.low:g} to {self.high:g}{' (log)' if self.log else ''}"
-
-
-# One parameter for every family that has one. Each has a name of its own: a range of `power` means nothing to `cutoff`.
-FAMILY_PARAMETERS = (
-    Range(name="power", low=0.1, high=3.0, only_if=("family", "power")),
-    Range(name="complement", low=0.1, high=3.0, log=True, only_if=("family", "complement")),
-    Range(name="cutoff", low=50, high=950, integer=True, only_if=("family", "cutoff")),
-)
-SETTINGS = ("retention_weight", "source_ratio", "lr", "sigma_steps", "gamma_span")
-PARAMETERS = ("family", *SETTINGS)
+    kind: type[Options] | None = None
+    is_start: bool = False
+    first: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """Parameters in the order in which they are drawn: one that depends on another comes after it.
 
-    What is not searched keeps the value that it has in `default`.
+    `options`: what they choose. What is not searched keeps the value that it has in `default`.
     """
 
-    parameters: tuple[Choice | Range, ...]
+    parameters: tuple[Parameter, ...]
+    options: tuple[SearchedOption, ...]
     default: TransferSettings
 
-    def _present(self, parameter: Choice | Range, point: Point) -> bool:
+    def _present(self, parameter: Parameter, point: Point) -> bool:
         return parameter.only_if is None or point.get(parameter.only_if[0]) == parameter.only_if[1]
 
     def suggest(self, trial: optuna.Trial) -> Point:
         point: Point = {}
         for parameter in self.parameters:
             if self._present(parameter, point):
-                point[parameter.name] = parameter.suggest(trial)
+                point[parameter.name] = suggest(parameter, trial)
         return point
 
     def settings(self, point: Point) -> TransferSettings:
         """The settings that a point stands for: its numbers to three digits, as people read and repeat them."""
-        values = {_plain(name): self._readable(_plain(name), value) for name, value in point.items()}
-        changes = {name: value for name, value in values.items() if name in SETTINGS}
-        if "family" in values:
-            family = values["family"]
-            number = float(values[family]) if family in values else None  # as parsed from text: equal points, equal ids
-            changes["schedule"] = RetentionSchedule(family=family, parameter=number)
-        return replace(self.default, **changes)
+        default = self._values_of(self.default)
+        plain = {_plain(name): value for name, value in point.items()}
+        readable = {
+            name: _rounded(value, 3) if isinstance(value, float) and value != default.get(name) else value
+            for name, value in plain.items()
+        }
+        chosen = [option for option in self.options if option.first in readable]
+        changes = {o.name: readable[LR] if o.kind is None else o.kind.value_at(o.name, readable) for o in chosen}
+        return self._changed(self.default, changes)
 
-    def _readable(self, name: str, value: Any) -> Any:
-        is_default = value == getattr(self.default, name, None)
-        return _rounded(value, 3) if isinstance(value, float) and not is_default else value
+    def _changed(self, settings: TransferSettings, changes: Mapping[str, Any]) -> TransferSettings:
+        """Settings with other values of searched options, by their plain names."""
+        own = {option.name: option for option in self.options if option.name in changes}
+        options = []
+        for one in settings.options:
+            mine = {name: changes[name] for name, option in own.items() if option.kind is type(one) and not option.is_start}
+            options.append(replace(one, **mine).canonical())
+        start = {name: changes[name] for name, option in own.items() if option.is_start}
+        return TransferSettings(lr=changes.get(LR, settings.lr), options=tuple(options), start={**settings.start, **start})
+
+    def _values_of(self, settings: TransferSettings) -> Point:
+        """Values of all parameters, also of such as are not there, that settings stand for."""
+        point: Point = {LR: settings.lr, **settings.start}
+        for one in settings.options:
+            for option in self.options:
+                if option.kind is type(one) and not option.is_start:
+                    point |= one.point_of(option.name)
+        return point
 
     def default_at(self, size: str) -> TransferSettings:
-        """The default, or what a limit leaves of it: the largest gamma span that is allowed at the size."""
-        names = ("gamma_span", f"gamma_span{AT_SIZE}{size}")
-        allowed = next((p.values for p in self.parameters if p.name in names), (self.default.gamma_span,))
-        if self.default.gamma_span in allowed:
-            return self.default
-        return replace(self.default, gamma_span=max(allowed, key=lambda span: (span <= self.default.gamma_span, span)))
+        """The default, or what a limit leaves of it: the largest value of an option that is allowed at the size."""
+        changes = {}
+        for option in self.options:
+            names = (option.first, f"{option.first}{AT_SIZE}{size}")
+            allowed = next((p.values for p in self.parameters if isinstance(p, Choice) and p.name in names), None)
+            value = self._values_of(self.default).get(option.first)
+            if allowed is not None and value not in allowed:
+                changes[option.name] = max(allowed, key=lambda one, value=value: (one <= value, one))
+        return self._changed(self.default, changes)
 
     def point(self, settings: TransferSettings, size: str) -> Point:
         """The point that stands for settings. Raises ValueError if they lie outside the space."""
-        values: Point = {"size": size} | {name: getattr(settings, name) for name in SETTINGS}
-        if settings.schedule is not None:
-            family, number = settings.schedule.family, settings.schedule.parameter
-            values |= {"family": family, family: int(number) if family == "cutoff" else number}
+        values = {"size": size, **self._values_of(settings)}
         point: Point = {}
         for parameter in self.parameters:
             if self._present(parameter, point):
@@ -128,13 +113,20 @@ class SearchSpace:
                 point[parameter.name] = value
         return point
 
+    def can_choose(self, settings: TransferSettings, size: str) -> bool:
+        """Whether a point stands for settings, exactly."""
+        try:
+            return self.settings(self.point(settings, size)) == settings
+        except ValueError:
+            return False
+
     def known_point(self, text: str, only_size: str | None) -> Point:
         """Read a point to try, such as `schedule=power:0.5,retention_weight=1`; what it leaves out is as in `default`.
 
         `only_size`: None where the size is searched, and the point must name one. Raises ValueError for a point outside the
         space.
         """
-        searched = {"schedule" if p.name == "family" else _plain(p.name) for p in self.parameters if p.name not in FAMILIES}
+        searched = {option.name for option in self.options} | ({"size"} if only_size is None else set())
         changes: dict[str, Any] = {}
         for part in text.split(","):
             name, _, value = (piece.strip() for piece in part.partition("="))
@@ -142,10 +134,10 @@ class SearchSpace:
                 name in searched and value,
                 f"{part.strip()!r} of a point to try is not NAME=VALUE of {', '.join(sorted(searched))}",
             )
-            changes[name] = RetentionSchedule.parse(value) if name == "schedule" else _number(name, value)
+            changes[name] = value if name == "size" else _read(name, value, self.default.plain()[name])
         size = changes.pop("size", only_size)
         check(size is not None, f"{text!r} names no size, which is searched here: add size=L4-D64 or another")
-        asked = replace(self.default_at(size), **changes)
+        asked = self._changed(self.default_at(size), changes)
         point = self.point(asked, size)
         check(self.settings(point) == asked, f"{text!r} has numbers of more than three digits, which a search rounds to")
         return point
@@ -158,75 +150,72 @@ class SearchSpace:
 def build_space(
     *,
     method: str,
-    initialization: str,
+    start: str,
     default: TransferSettings,
+    start_options: Options | None,
     base_steps: int,
     searched: Sequence[str] | None,
-    gamma_spans: Mapping[str, tuple[float, ...]],
+    allowed: Mapping[str, Mapping[str, tuple[Any, ...]]],
 ) -> SearchSpace:
-    """The space of a method on base models of an initialization, which train for `base_steps`.
+    """The space of a method on base models of an initialization, which train for `base_steps` with `start_options`.
 
-    `searched`: names among PARAMETERS, or None for all that the method has. `gamma_spans`: those allowed at each size; the
-    size itself is searched if there are several. Raises ValueError if a name is unknown or the method does not have it.
+    `searched`: names of options, or None for all that the method has. `allowed`: at each size, the values of options that
+    change what is stored; the size itself is searched if there are several. Raises ValueError if a name is unknown or the
+    method does not have it.
     """
-    has = _parameters_of(method, initialization)
+    has = options_to_search(method, start)
     for name in searched or ():
         check(name in PARAMETERS, f"unknown parameter {name!r}; choose from {', '.join(PARAMETERS)}")
-        check(name in has, f"{method} from {initialization} has no {name}; it has {', '.join(has)}")
-    chosen = has if searched is None else [name for name in has if name in searched]
-    parameters: list[Choice | Range] = [Choice(name="size", values=tuple(gamma_spans))] if len(gamma_spans) > 1 else []
-    for name in chosen:
-        match name:
-            case "family":
-                parameters += [Choice(name="family", values=tuple(FAMILIES)), *FAMILY_PARAMETERS]
-            case "retention_weight":
-                parameters.append(Range(name=name, low=0.01, high=2.0, log=True))
-            case "source_ratio":
-                parameters.append(Range(name=name, low=0.05, high=0.5))
-            case "lr":
-                low, high = (_rounded(default.lr * 10**decades, 2) for decades in LR_DECADES)
-                parameters.append(Range(name=name, low=low, high=high, log=True))
-            case "sigma_steps":
-                values = sorted({min(factor * default.sigma_steps, base_steps) for factor in SIGMA_STEPS_FACTORS})
-                parameters.append(Choice(name=name, values=tuple(values)))
-            case "gamma_span":
-                parameters += _gamma_spans(gamma_spans)
-    check(bool(parameters), f"{method} from {initialization} has nothing to search")
-    return SearchSpace(parameters=tuple(parameters), default=default)
+        check(name in has, f"{method} from {start} has no {name}; it has {', '.join(has)}")
+    chosen = [option for name, option in has.items() if searched is None or name in searched]
+    parameters: list[Parameter] = [Choice(name="size", values=tuple(allowed))] if len(allowed) > 1 else []
+    for option in chosen:
+        if all(option.name in values for values in allowed.values()):
+            parameters += _at_sizes(option.name, {size: values[option.name] for size, values in allowed.items()})
+        elif option.kind is None:
+            low, high = (_rounded(default.lr * 10**decades, 2) for decades in LR_DECADES)
+            parameters.append(Range(name=LR, low=low, high=high, log=True))
+        elif option.is_start:
+            parameters += start_options.search(option.name, steps=base_steps) if start_options is not None else ()
+        else:
+            own = next(one for one in default.options if type(one) is option.kind)
+            parameters += own.search(option.name, steps=base_steps)
+    check(bool(parameters), f"{method} from {start} has nothing to search")
+    return SearchSpace(parameters=tuple(parameters), options=tuple(chosen), default=default)
 
 
-def _parameters_of(method: str, initialization: str) -> list[str]:
-    """What a method has to choose, in the order in which it is drawn."""
-    transfer = transfer_method(method)
-    applies = {
-        "family": transfer.rehearses,
-        "retention_weight": transfer.retains,
-        "source_ratio": transfer.retains,
-        "lr": True,
-        "sigma_steps": initialization == "fine",
-        "gamma_span": transfer.uses_scales,
-    }
-    return [name for name in PARAMETERS if applies[name]]
+def options_to_search(method: str, start: str) -> dict[str, SearchedOption]:
+    """What may be searched of a method on base models of an initialization, in the order in which it is drawn."""
+    own = initialization(start).options
+    found = [option for kind in transfer_method(method).options for option in _searched_of(kind)]
+    found += [SearchedOption(name=LR, first=LR)]
+    found += [] if own is None else [replace(option, is_start=True) for option in _searched_of(own)]
+    return {option.name: option for option in found}
 
 
-def _gamma_spans(allowed: Mapping[str, tuple[float, ...]]) -> list[Choice]:
-    """One parameter, or one per size if the size is searched: a limit on bytes may allow them different spans."""
+def _searched_of(kind: type[Options]) -> list[SearchedOption]:
+    found = [(item.name, kind().search(item.name, steps=ANY_STEPS)) for item in kind.fields()]
+    return [SearchedOption(name=name, kind=kind, first=parameters[0].name) for name, parameters in found if parameters]
+
+
+PARAMETERS = tuple(dict.fromkeys(n for m in TRANSFER_METHODS for s in INITIALIZATIONS for n in options_to_search(m, s)))
+
+
+def _at_sizes(name: str, allowed: Mapping[str, tuple[Any, ...]]) -> list[Choice]:
+    """One parameter, or one per size if the size is searched: a limit on bytes may allow them different values."""
     if len(allowed) == 1:
-        return [Choice(name="gamma_span", values=next(iter(allowed.values())))]
-    return [
-        Choice(name=f"gamma_span{AT_SIZE}{size}", values=values, only_if=("size", size)) for size, values in allowed.items()
-    ]
+        return [Choice(name=name, values=next(iter(allowed.values())))]
+    return [Choice(name=f"{name}{AT_SIZE}{size}", values=values, only_if=("size", size)) for size, values in allowed.items()]
 
 
 def _plain(name: str) -> str:
     return name.partition(AT_SIZE)[0]
 
 
-def _number(name: str, text: str) -> float | int | str:
-    if name == "size":
-        return text
+def _read(name: str, text: str, present: Any) -> Any:
+    """A value of the same type as the present one."""
     try:
-        return int(text) if name == "sigma_steps" else float(text)
+        return type(present)(text)
     except ValueError:
         raise ValueError(f"{name}={text} of a point to try is not a number") from None
 

@@ -21,9 +21,10 @@ from sweeps.execution.errors import without_password
 from sweeps.planning.grid import GridSpec
 from sweeps.planning.points import PlannedPoint
 from sweeps.results.points import PointResult, point_result
-from sweeps.search.space import Point, SearchSpace
+from sweeps.search.space import SearchSpace
 from trainables.failures import Failure, FailureKind
 from trainables.specs.base import JobSpec, check
+from trainables.specs.options import Point
 from trainables.specs.scores import ScoreSpec
 from trainables.specs.tasks import Task
 from trainables.specs.transfers import RungSpec, TransferSpec
@@ -93,7 +94,7 @@ class StudySpec:
         """The transfer that a point stands for."""
         settings = self.space.settings(point)
         depth, width = self.sizes[point.get("size", next(iter(self.sizes)))]
-        where = {"initialization": self.initialization, "seed": self.grid.seeds[0]}
+        where = {"start": self.initialization, "seed": self.grid.seeds[0]}
         return self.grid.transferred(self.method, settings, depth=depth, width=width, **where)
 
     def point(self, transfer: TransferSpec) -> PlannedPoint:

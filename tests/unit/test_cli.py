@@ -78,7 +78,7 @@ def test_dry_run_of_the_cluster_preset_has_the_published_size(tmp_path):
         (["--methods", "magic"], "unknown initialization 'magic'; choose from fine, scratch"),
         (["--transfer", "magic"], "unknown transfer 'magic'; choose from full"),
         (["--lr", "inf"], "--lr is inf; it must be a finite number"),
-        (["--rank-ratio", "nan"], "--rank-ratio is nan; it must be a finite number"),
+        (["--rank-ratio", "nan"], "--fine-rank-ratio is nan; it must be a finite number"),
         (["--target", "cats"], "unknown dataset 'cats'"),
         (["--target", "shapes"], "target 'shapes' has 3 channels, the base model 1"),
         (["--dataset", "shapes", "--target", "digits"], "target 'digits' has 1 channels, the base model 3"),
@@ -282,20 +282,21 @@ def grid(**changes):
 
 def test_one_learngene_serves_all_sizes_and_seeds():
     plan = plan_grid(grid(seeds=(0, 1)))
-    assert [task.job.kind for task in plan.source].count("learngene") == 1 and len(plan.base) == 16
-    learngene = next(task.job for task in plan.source if task.job.kind == "learngene")
+    assert [task.job.kind for task in plan.stages["source"]].count("learngene") == 1 and len(plan.stages["base"]) == 16
+    learngene = next(task.job for task in plan.stages["source"] if task.job.kind == "learngene")
     assert (learngene.model.size.depth, learngene.model.size.width, learngene.nested_widths) == (4, 64, (32,))
-    assert grid(width_mode="slice").learngene.nested_widths == ()
+    sliced = preset_grid("demo").options.changed({"fine.width_mode": "slice"})
+    assert grid(options=sliced).learngene.nested_widths == ()
 
 
 def test_scratch_alone_needs_no_learngene():
-    assert [task.job.kind for task in plan_grid(grid(methods=("scratch",))).source] == ["extractor"]
+    assert [task.job.kind for task in plan_grid(grid(methods=("scratch",))).stages["source"]] == ["extractor"]
 
 
 def test_the_same_grid_is_the_same_sweep_and_long_trials_come_first():
     plan = plan_grid(grid())
     assert plan.sweep_id == plan_grid(grid()).sweep_id != plan_grid(grid(steps=301)).sweep_id
-    costs = [task_core_s(task) for task in plan.base]
+    costs = [task_core_s(task) for task in plan.stages["base"]]
     assert costs == sorted(costs, reverse=True) and costs[0] > 2 * costs[-1]
 
 
@@ -337,7 +338,9 @@ def test_the_source_domain_is_scored_after_a_transfer_as_it_was_asked_for():
         """(samples, sampler, guidance) of the scores on the source domain under the null label, after and before."""
         plan = plan_grid(grid_of(*own, *arguments))
         scores = [score for task in plan.tasks for score in task.scores]
-        assert len(plan.transfer) == 5 and sum(not score.evaluation.unconditional for score in scores) == len(plan.points)
+        assert len(plan.stages["transfer"]) == 5 and sum(not score.evaluation.unconditional for score in scores) == len(
+            plan.points
+        )
         source = [score for score in scores if score.evaluation.unconditional]
         assert all(score.dataset == "digits" for score in source)
         assert [score.trained.kind for score in source].count("transfer") in (0, 5)
@@ -359,13 +362,16 @@ def test_the_order_of_the_options_does_not_make_another_sweep():
 
 def test_a_transfer_stage_shares_banks_and_takes_what_each_method_needs():
     plan = plan_grid(grid(transfer=preset_grid("demo").transfer))
-    assert len(plan.base) == 8 and len(plan.bank) == 4, "one bank per base model of FINE"
-    transfers = [task.job for task in plan.transfer]
+    assert len(plan.stages["base"]) == 8 and len(plan.stages["bank"]) == 4, "one bank per base model of FINE"
+    transfers = [task.job for task in plan.stages["transfer"]]
     assert len(transfers) == 4 * 5 and {job.initialization.name for job in transfers} == {"fine"}
-    assert sorted(task.job.dataset for task in plan.source if task.job.kind == "extractor") == ["digits", "digits-rotated-few"]
+    assert sorted(task.job.dataset for task in plan.stages["source"] if task.job.kind == "extractor") == [
+        "digits",
+        "digits-rotated-few",
+    ]
     by_method = {job.method_label: job for job in transfers}
     assert by_method["difffit"].training.lr == pytest.approx(10 * by_method["full"].training.lr)
-    assert by_method["full"].rehearsal is by_method["full"].bank is by_method["full"].gamma_span is None
+    assert by_method["full"].bank is None and by_method["full"].options == ()
     assert by_method["diff-tuning linear"].bank == by_method["diff-tuning power:0.5"].bank
     assert list(plan.stages) == ["source", "base", "bank", "transfer"]
 
@@ -373,11 +379,21 @@ def test_a_transfer_stage_shares_banks_and_takes_what_each_method_needs():
 def test_options_that_a_method_does_not_use_do_not_make_another_point():
     def ids(**changes):
         transfer = replace(preset_grid("demo").transfer, methods=("full", "difffit"), **changes)
-        return {task.id for task in plan_grid(grid(transfer=transfer)).transfer if task.job.method == "full"}
+        tasks = plan_grid(grid(transfer=transfer)).stages["transfer"]
+        return {task.id for task in tasks if task.job.method == "full"}
 
-    assert ids() == ids(gamma_span=1.0, retention_weight=0.7, bank_images=9) != ids(steps=7)
+    others = preset_grid("demo").transfer.options.changed({"difffit.gamma_span": 1.0, "diff-tuning.retention_weight": 0.7})
+    assert ids() == ids(options=others, bank_images=9) != ids(steps=7)
+
+
+def test_several_values_of_an_option_are_several_points_with_names_of_their_own():
+    plan = plan_grid(grid_of("--transfer", "difffit,lora,lora-r16", "--difffit-gamma-span", "0.5,1", "--lora-rank", "2,4"))
+    labels = [job.method_label for job in (task.job for task in plan.stages["transfer"]) if job.size.name == "L6-D64"]
+    assert sorted(labels) == ["difffit", "difffit gamma span 1.0", "lora r16", "lora r2", "lora r4"]
+    names = {plan.names.of(point.model) for point in plan.points}
+    assert {"lora r2", "lora r4", "lora r16"} <= names, "seeds alone are averaged"
 
 
 def test_gradient_clipping_reaches_the_specs():
-    trial = plan_grid(grid(grad_clip=0.5)).base[0].job
+    trial = plan_grid(grid(grad_clip=0.5)).stages["base"][0].job
     assert trial.training.grad_clip == 0.5 and trial.initialization.learngene.training.grad_clip == 0.5

@@ -60,13 +60,13 @@ for path in pathlib.Path("fine_core").rglob("*.py"):
 from fine_core.data.registry import load_dataset
 from tests.tiny import tiny_base
 from trainables.training.context import LocalContext
-from trainables.initializations import recipe_for
+from trainables.initializations.scratch import ScratchRecipe
 from trainables.training.batches import DenoisingBatches
 from trainables.training.loop import train
 trial = tiny_base("scratch")
 with tempfile.TemporaryDirectory() as folder:
     batches = DenoisingBatches(load_dataset("digits", "train"), trial.training, null_label=10, seed=0, device="cpu")
-    _, progress = train(recipe_for(trial, None), batches=batches, training=trial.training,
+    _, progress = train(ScratchRecipe(trial), batches=batches, training=trial.training,
         run=LocalContext(folder + "/run"), checkpoint_every_steps=4)
 print("steps", progress.step)
 """

@@ -24,7 +24,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 
 from sweeps.execution.ray_environment import RAY_ENVIRONMENT
-from sweeps.execution.tune_stage import _TrialSetup
+from sweeps.execution.tune_run import _TrialSetup
 from sweeps.size_grid import main as size_grid
 
 ROOT = Path(__file__).parents[2]

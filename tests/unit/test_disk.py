@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from sweeps.command_line.options import preset_grid
-from sweeps.planning.costs import predicted_serve_bytes
+from sweeps.planning.chosen import ChosenOptions
+from sweeps.planning.costs import result_bytes
 from sweeps.planning.disk import DiskFull, check_disk, disk_need
 from sweeps.planning.plan import Plan, plan_grid
 from sweeps.results.cleaning import clean, deletable
@@ -25,7 +26,7 @@ from trainables.storage.store import Store
 
 def small_plan() -> Plan:
     grid = preset_grid("demo")
-    transfer = replace(grid.transfer, methods=("full", "diff-tuning"), schedules=("linear",))
+    transfer = replace(grid.transfer, methods=("full", "diff-tuning"), options=ChosenOptions())
     return plan_grid(replace(grid, depths=(2, 4), widths=(32,), methods=("fine",), transfer=transfer))
 
 
@@ -77,7 +78,7 @@ def test_points_on_no_front_and_banks_that_are_done_may_go(filled):
 def test_a_base_that_another_sweep_uses_stays_until_its_deltas_are_gone(filled):
     store, plan = filled
     points = tuple(point for point in plan.points if point.model.kind == "base")
-    bases_only = Plan(source=plan.source, base=plan.base, points=points)
+    bases_only = Plan(tasks=(*plan.stages["source"], *plan.stages["base"]), points=points)
     deep = next(job for job in jobs_of_kind(plan, "base") if job.size.depth == 4)
     path = f"{deep.folder}/{MODEL_FILE}"
     assert path not in {item.path for item in deletable(bases_only, store)}, "deltas of another sweep need it"
@@ -133,7 +134,7 @@ def test_cleaning_lists_first_and_deletes_when_told_to(filled, capsys):
 def test_the_need_is_that_of_what_is_missing():
     plan = small_plan()
     need = disk_need(plan, set(), slots=2)
-    points = sum(predicted_serve_bytes(point.model) for point in plan.points)
+    points = sum(result_bytes(point.model) for point in plan.points)
     assert points < need.result_bytes < 2 * points and need.checkpoint_bytes > 0
     assert disk_need(plan, {job.id for job in plan.jobs}, slots=2).result_bytes == 0
 

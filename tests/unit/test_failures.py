@@ -8,13 +8,13 @@ import pytest
 import torch
 from rich.console import Console
 
-import sweeps.execution.tune_stage
+import sweeps.execution.tune_run
 from fine_core.evaluation.finite import NotFinite
 from sweeps.execution.agenda import GridAgenda
 from sweeps.execution.runner import RunnerSpec
 from sweeps.execution.sweep import Surroundings, Sweep
-from sweeps.execution.tune_stage import _trial, _TrialSetup
-from sweeps.planning.plan import plan_tasks
+from sweeps.execution.tune_run import _trial, _TrialSetup
+from sweeps.planning.plan import Plan, plan_tasks
 from tests.tiny import compute, tiny_base, tiny_learngene, tiny_score, tiny_transfer
 from trainables.failures import Failure, FailureKind, failure_of, failure_of_text, kind_of
 from trainables.specs.scorers import ExtractorSpec
@@ -64,7 +64,7 @@ def test_a_store_that_takes_no_log_does_not_hide_the_failure(tmp_path):
 @pytest.fixture
 def said(monkeypatch) -> list[dict]:
     reports: list[dict] = []
-    monkeypatch.setattr(sweeps.execution.tune_stage.tune, "report", lambda metrics, **options: reports.append(metrics))
+    monkeypatch.setattr(sweeps.execution.tune_run.tune, "report", lambda metrics, **options: reports.append(metrics))
     return reports
 
 
@@ -91,7 +91,7 @@ def test_a_trial_that_dies_is_left_to_tune(said, tmp_path, monkeypatch):
     def dies(*arguments, **options):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(sweeps.execution.tune_stage, "run_task", dies)
+    monkeypatch.setattr(sweeps.execution.tune_run, "run_task", dies)
     with pytest.raises(RuntimeError, match="out of luck"):
         trial(Task(job=tiny_base("scratch")), Store(tmp_path))
     assert not said and "out of luck" in (tmp_path / "logs" / f"{tiny_base('scratch').id}.log").read_text()
@@ -124,7 +124,7 @@ def finished(tmp_path_factory) -> Store:
 
 def plan_of(transfer):
     base = Task(job=transfer.base, scores=(tiny_score(transfer.base),))
-    return plan_tasks([base, Task(job=transfer, scores=(tiny_score(transfer),))])
+    return Plan(tasks=plan_tasks([base, Task(job=transfer, scores=(tiny_score(transfer),))]))
 
 
 def copied(store: Store, folder: Path) -> Store:

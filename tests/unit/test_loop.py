@@ -7,8 +7,9 @@ from fine_core.data.registry import load_dataset
 from fine_core.dit import DiT
 from fine_core.initializers.fine.factorized import BLOCK_MATRICES, FactorizedDiT
 from tests.tiny import DyingContext, Killed, random_learngene, same, tiny_base, tiny_learngene
-from trainables.initializations import recipe_for
-from trainables.initializations.fine import LearngeneRecipe
+from trainables.initializations.fine import FineRecipe
+from trainables.initializations.scratch import ScratchRecipe
+from trainables.jobs.learngene import LearngeneRecipe
 from trainables.training.batches import DenoisingBatches
 from trainables.training.context import LocalContext
 from trainables.training.loop import TrainingDiverged, train
@@ -18,7 +19,12 @@ from trainables.training.order import BatchOrder
 def recipe(kind: str):
     if kind == "learngene":
         return LearngeneRecipe(tiny_learngene())
-    return recipe_for(tiny_base(kind), lambda spec: random_learngene())
+    return recipe_for(tiny_base(kind))
+
+
+def recipe_for(trial):
+    start = trial.initialization
+    return FineRecipe(trial, start, random_learngene()) if start.name == "fine" else ScratchRecipe(trial)
 
 
 def train_recipe(trained, training, context: LocalContext, every: int):
@@ -68,7 +74,7 @@ def test_fine_trains_sigma_then_all_of_a_dense_model(tmp_path):
 
 def test_sigma_phase_moves_nothing_but_sigma(tmp_path):
     trial = tiny_base("fine", steps=4, sigma_steps=4)
-    sigma_only = recipe_for(trial, lambda spec: random_learngene())
+    sigma_only = recipe_for(trial)
     sigma_only.phases = sigma_only.phases[:1]
     start = sigma_only.model_for(0, None)
     end, _ = train_recipe(sigma_only, trial.training, LocalContext(tmp_path / "run"), 4)
@@ -78,22 +84,20 @@ def test_sigma_phase_moves_nothing_but_sigma(tmp_path):
 
 def test_zero_steps_return_the_assembled_model(tmp_path):
     trial = tiny_base("fine", steps=0, sigma_steps=0)
-    model, progress = train_recipe(
-        recipe_for(trial, lambda spec: random_learngene()), trial.training, LocalContext(tmp_path / "run"), 4
-    )
+    model, progress = train_recipe(recipe_for(trial), trial.training, LocalContext(tmp_path / "run"), 4)
     assert isinstance(model, DiT) and progress.step == 0
 
 
 def test_training_learns(tmp_path):
     trial = tiny_base("scratch", steps=150, lr=4e-3)
-    _, progress = train_recipe(recipe_for(trial, lambda spec: None), trial.training, LocalContext(tmp_path / "run"), 50)
+    _, progress = train_recipe(recipe_for(trial), trial.training, LocalContext(tmp_path / "run"), 50)
     assert progress.history[-1]["train/loss"] < 0.5 * progress.history[0]["train/loss"]
 
 
 def test_a_diverging_loss_is_named_with_its_step(tmp_path):
     trial = tiny_base("scratch", steps=40, lr=1e18)
     with pytest.raises(TrainingDiverged, match=r"by step \d+; try a lower learning rate"):
-        train_recipe(recipe_for(trial, lambda spec: None), trial.training, LocalContext(tmp_path / "run"), 20)
+        train_recipe(recipe_for(trial), trial.training, LocalContext(tmp_path / "run"), 20)
 
 
 def test_an_epoch_touches_each_row_once():
@@ -109,7 +113,7 @@ def test_an_epoch_touches_each_row_once():
 def test_gradient_clipping_changes_the_training_only_where_it_is_on(tmp_path):
     def weights(name, **training):
         trial = tiny_base("scratch", steps=4, **training)
-        model, _ = train_recipe(recipe_for(trial, lambda spec: None), trial.training, LocalContext(tmp_path / name), 4)
+        model, _ = train_recipe(recipe_for(trial), trial.training, LocalContext(tmp_path / name), 4)
         return model
 
     plain = weights("plain")

@@ -18,12 +18,15 @@ from tests.tiny import (
     random_dit,
     random_learngene,
     same,
+    tiny_base,
     tiny_config,
-    tiny_rehearsal,
+    tiny_options,
     tiny_transfer,
 )
 from trainables.jobs.transfer import TransferRecipe, served_macs
-from trainables.methods import TRANSFER_METHODS, MethodOptions, TransferData, apply_transfer, transfer_method
+from trainables.methods import TRANSFER_METHODS, Start, TransferData, apply_transfer, resolve, transfer_method
+from trainables.methods.difffit import DiffFitOptions
+from trainables.specs.options import from_values
 from trainables.training.context import LocalContext
 from trainables.training.loop import train
 
@@ -41,8 +44,8 @@ def base() -> DiT:
 
 
 @pytest.fixture(scope="module")
-def options() -> MethodOptions:
-    return MethodOptions(learngene=random_learngene())
+def start() -> Start:
+    return Start(learngene=random_learngene())
 
 
 @pytest.fixture(scope="module")
@@ -50,60 +53,60 @@ def bank():
     return load_dataset("digits", "held_out")  # its labels must not matter
 
 
-def prepared(method, base, options) -> DiT:
+def prepared(method, base, start) -> DiT:
     model = copy.deepcopy(base)
-    method.prepare(model, options)
+    method.prepare(model, tiny_options(method.name), start)
     return model
 
 
-def tune(method, base, options, bank, context, every: int = 3, **changes):
+def tune(method, base, start, bank, context, every: int = 3, **changes):
     job = tiny_transfer(method.name, **changes)
     data = TransferData(target=load_dataset(job.dataset, "train"), bank=bank, base=base, device=CPU)
-    recipe = TransferRecipe(job, base, options, CPU)
+    recipe = TransferRecipe(job, base, start, CPU)
     batches = method.batches(job, data)
     return train(recipe, batches=batches, training=job.training, run=context, checkpoint_every_steps=every)[0]
 
 
-def test_step_0_is_the_base_model(method, base, options):
-    model = prepared(method, base, options)
+def test_step_0_is_the_base_model(method, base, start):
+    model = prepared(method, base, start)
     if method.exact_start:
         assert torch.equal(output(model), output(base))
     else:
         assert method.name in ("scratch", "vpt-deep") and not torch.equal(output(model), output(base))
-    again = prepared(method, base, options)
+    again = prepared(method, base, start)
     assert torch.equal(output(model), output(again)), "prepared twice alike"
 
 
-def test_only_declared_parameters_change(method, base, options, bank, tmp_path):
-    start = prepared(method, base, options)
-    tuned = tune(method, base, options, bank, LocalContext(tmp_path / "run"))
-    declared = set(trainable_tensors(start))
+def test_only_declared_parameters_change(method, base, start, bank, tmp_path):
+    begun = prepared(method, base, start)
+    tuned = tune(method, base, start, bank, LocalContext(tmp_path / "run"))
+    declared = set(trainable_tensors(begun))
     assert declared and declared == set(trainable_tensors(tuned))
-    before, after = start.state_dict(), tuned.state_dict()
+    before, after = begun.state_dict(), tuned.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == declared
     kept = {name.replace(".base_layer.", "."): tensor for name, tensor in after.items() if name not in declared}
     assert all(torch.equal(tensor, kept[name]) for name, tensor in base.state_dict().items() if name not in declared)
 
 
-def test_delta_and_base_give_the_tuned_model_bit_for_bit(method, base, options, bank, tmp_path):
-    tuned = tune(method, base, options, bank, LocalContext(tmp_path / "run"))
+def test_delta_and_base_give_the_tuned_model_bit_for_bit(method, base, start, bank, tmp_path):
+    tuned = tune(method, base, start, bank, LocalContext(tmp_path / "run"))
     save_delta(tuned, tmp_path / "delta.safetensors", {"method": method.name})
-    restored = prepared(method, base, options)
+    restored = prepared(method, base, start)
     assert load_delta(restored, tmp_path / "delta.safetensors") == {"method": method.name}
     assert same(tuned, restored) and torch.equal(output(tuned), output(restored))
 
 
 @pytest.mark.parametrize("after_reports", [1, 2])
-def test_interrupted_and_resumed_equals_uninterrupted(method, base, options, bank, after_reports, tmp_path):
-    expected = tune(method, base, options, bank, LocalContext(tmp_path / "whole"), every=2)
+def test_interrupted_and_resumed_equals_uninterrupted(method, base, start, bank, after_reports, tmp_path):
+    expected = tune(method, base, start, bank, LocalContext(tmp_path / "whole"), every=2)
     with pytest.raises(Killed):
-        tune(method, base, options, bank, DyingContext(tmp_path / "killed", after_reports=after_reports), every=2)
-    assert same(expected, tune(method, base, options, bank, LocalContext(tmp_path / "killed"), every=2))
+        tune(method, base, start, bank, DyingContext(tmp_path / "killed", after_reports=after_reports), every=2)
+    assert same(expected, tune(method, base, start, bank, LocalContext(tmp_path / "killed"), every=2))
 
 
-def test_merged_equals_unmerged(method, base, options, bank, tmp_path):
-    tuned = tune(method, base, options, bank, LocalContext(tmp_path / "run"))
+def test_merged_equals_unmerged(method, base, start, bank, tmp_path):
+    tuned = tune(method, base, start, bank, LocalContext(tmp_path / "run"))
     expected, before = output(tuned), copy.deepcopy(tuned)
     served = method.merge(tuned)
     assert (output(served) - expected).abs().max() < 1e-5 and same(before, tuned)
@@ -115,9 +118,9 @@ def test_merged_equals_unmerged(method, base, options, bank, tmp_path):
         assert served_macs(served, method) > count_macs(base.config)
 
 
-def test_counting_agrees_with_preparing(method, base, options):
-    trained = sum(t.numel() for t in trainable_tensors(prepared(method, base, options)).values())
-    assert method.count_trained(base.config, gamma_span=None, rank=options.learngene.rank) == trained
+def test_counting_agrees_with_preparing(method, base, start):
+    trained = sum(t.numel() for t in trainable_tensors(prepared(method, base, start)).values())
+    assert method.count_trained(base.config, tiny_options(method.name), tiny_base().initialization) == trained
 
 
 @pytest.mark.parametrize(("name", "weights"), [("p2", p2_weights), ("min-snr", min_snr_weights)])
@@ -144,7 +147,9 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_published_counts_on_xl2_with_101_classes(name):
     config = replace(DIT_SIZES["DiT-XL/2"], num_classes=101)
-    assert transfer_method(name).count_trained(config, gamma_span=None, rank=None) == COUNTS[name]
+    method, values = resolve(name)
+    options = tuple(from_values(kind, values) for kind in method.options)
+    assert method.count_trained(config, options) == COUNTS[name]
 
 
 def test_all_biases_of_xl2():
@@ -155,7 +160,7 @@ def test_all_biases_of_xl2():
 
 @pytest.mark.parametrize(("span", "blocks"), [(0.0, 0), (0.5, 2), (0.6, 3), (1.0, 4)])
 def test_scales_sit_on_the_first_blocks_and_start_at_one(span, blocks):
-    model = apply_transfer("difffit", DiT(tiny_config(depth=4)), MethodOptions(gamma_span=span))
+    model = apply_transfer("difffit", DiT(tiny_config(depth=4)), DiffFitOptions(gamma_span=span))
     gammas = {name: p for name, p in model.named_parameters() if name.endswith("gamma")}
     assert {name.split(".")[1] for name in gammas} == {str(i) for i in range(blocks)}
     assert all(torch.equal(p, torch.ones_like(p)) for p in gammas.values())
@@ -174,38 +179,38 @@ def test_gamma_equals_scaling_the_weights_by_hand():
     torch.testing.assert_close(output(model), output(base), rtol=1e-5, atol=1e-5)
 
 
-def test_frozen_parameters_reach_neither_optimizer_nor_average(base, options, tmp_path):
+def test_frozen_parameters_reach_neither_optimizer_nor_average(base, start, tmp_path):
     method = TRANSFER_METHODS["difffit"]
     context = LocalContext(tmp_path / "run")
-    tuned = tune(method, base, options, None, context)
+    tuned = tune(method, base, start, None, context)
     state = torch.load(context.folder / "state.pt", weights_only=True)
     assert set(state["ema"]) == set(state["trainable"]) == set(trainable_tensors(tuned))
     moments = [t for s in state["optimizer"]["state"].values() for t in s.values() if t.dim() > 0]
     assert sum(t.numel() for t in moments) == 2 * sum(t.numel() for t in trainable_tensors(tuned).values())
 
 
-def same_training(first: str, second: str, base, options, bank, tmp_path, **changes) -> bool:
-    plain = tune(TRANSFER_METHODS[first], base, options, bank, LocalContext(tmp_path / "a"))
-    other = tune(TRANSFER_METHODS[second], base, options, bank, LocalContext(tmp_path / "b"), **changes)
+def same_training(first: str, second: str, base, start, bank, tmp_path, **changes) -> bool:
+    plain = tune(TRANSFER_METHODS[first], base, start, bank, LocalContext(tmp_path / "a"))
+    other = tune(TRANSFER_METHODS[second], base, start, bank, LocalContext(tmp_path / "b"), **changes)
     return same(plain, other)
 
 
 @pytest.mark.parametrize("weighting", ["sampling", "loss"])
-def test_no_weight_and_no_slope_is_exactly_full_fine_tuning(base, options, bank, weighting, tmp_path):
-    off = tiny_rehearsal("power:0", retention_weight=0.0, weighting=weighting)
-    assert same_training("full", "diff-tuning", base, options, bank, tmp_path, rehearsal=off)
+def test_no_weight_and_no_slope_is_exactly_full_fine_tuning(base, start, bank, weighting, tmp_path):
+    off = {"schedule": "power:0", "retention_weight": 0.0, "weighting": weighting}
+    assert same_training("full", "diff-tuning", base, start, bank, tmp_path, **off)
 
 
 @pytest.mark.parametrize(
-    "rehearsal",
-    [tiny_rehearsal("power:0"), tiny_rehearsal("linear", retention_weight=0.0), tiny_rehearsal("power:0", weighting="loss")],
+    "values",
+    [{"schedule": "power:0"}, {"retention_weight": 0.0}, {"schedule": "power:0", "weighting": "loss"}],
 )
-def test_either_half_of_diff_tuning_changes_the_training(base, options, bank, rehearsal, tmp_path):
-    assert not same_training("full", "diff-tuning", base, options, bank, tmp_path, rehearsal=rehearsal)
+def test_either_half_of_diff_tuning_changes_the_training(base, start, bank, values, tmp_path):
+    assert not same_training("full", "diff-tuning", base, start, bank, tmp_path, **values)
 
 
-def first_batch(name: str, bank, base, **rehearsal):
-    job = tiny_transfer(name, rehearsal=tiny_rehearsal(**rehearsal))
+def first_batch(name: str, bank, base, **values):
+    job = tiny_transfer(name, **values)
     data = TransferData(target=load_dataset(job.dataset, "train"), bank=bank, base=base, device=CPU)
     return job, TRANSFER_METHODS[name].batches(job, data)
 
@@ -276,18 +281,18 @@ def test_unknown_methods_and_missing_learngenes_are_named():
         apply_transfer("fine-sigma", random_dit())
 
 
-def test_a_delta_of_another_method_is_refused(base, options, tmp_path):
-    save_delta(prepared(TRANSFER_METHODS["bitfit"], base, options), tmp_path / "d.safetensors", {})
+def test_a_delta_of_another_method_is_refused(base, start, tmp_path):
+    save_delta(prepared(TRANSFER_METHODS["bitfit"], base, start), tmp_path / "d.safetensors", {})
     with pytest.raises(ValueError, match="does not fit the model"):
-        load_delta(prepared(TRANSFER_METHODS["difffit"], base, options), tmp_path / "d.safetensors")
+        load_delta(prepared(TRANSFER_METHODS["difffit"], base, start), tmp_path / "d.safetensors")
 
 
-def test_fine_sigma_moves_along_the_learngenes_factors(options):
+def test_fine_sigma_moves_along_the_learngenes_factors(start):
     """For a base that is U sigma V^T itself, FINE-sigma is training sigma."""
     from fine_core.initializers.fine.learngene import merge
 
-    factorized = options.learngene.assemble(tiny_config().size)
-    model = apply_transfer("fine-sigma", merge(factorized), options)
+    factorized = start.learngene.assemble(tiny_config().size)
+    model = apply_transfer("fine-sigma", merge(factorized), start=start)
     delta = torch.randn(factorized.rank)
     with torch.no_grad():
         model.blocks[1].attn.qkv.delta_sigma.copy_(delta)

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 
 import sweeps.execution.runner
-import sweeps.execution.tune_stage
+import sweeps.execution.tune_run
+from sweeps.execution.graph import TaskGraph
 from sweeps.execution.runner import RunnerSpec
-from sweeps.execution.tune_stage import FixedTasks, _GrowingLimiter, _trial, _TrialSetup, trials_at_once
+from sweeps.execution.tune_run import _GrowingLimiter, _trial, _TrialSetup, trials_at_once
 from tests.tiny import tiny_base
 from trainables.failures import Failure, FailureKind
 from trainables.specs.tasks import Task
@@ -16,6 +17,8 @@ from trainables.worker import WorkerGroupFailed
 
 
 class Study:
+    hands_out_ahead = False
+
     def next_task(self):
         return None
 
@@ -29,28 +32,28 @@ def cluster(monkeypatch):
 
     def set_cluster(slots: int, *, joined: bool) -> None:
         monkeypatch.setattr(sweeps.execution.runner, "cluster_slots", lambda runner: slots)
-        monkeypatch.setattr(sweeps.execution.tune_stage, "is_joined", lambda: joined)
+        monkeypatch.setattr(sweeps.execution.tune_run, "is_joined", lambda: joined)
 
     return set_cluster
 
 
 def test_this_machine_runs_what_fits(cluster):
     cluster(5, joined=False)
-    assert trials_at_once(RunnerSpec(), FixedTasks([])) == trials_at_once(RunnerSpec(), Study()) == 5
-    assert trials_at_once(RunnerSpec(workers_per_trial=2), FixedTasks([])) == 2
-    assert trials_at_once(RunnerSpec(workers_per_trial=8), FixedTasks([])) == 1
+    assert trials_at_once(RunnerSpec(), TaskGraph([])) == trials_at_once(RunnerSpec(), Study()) == 5
+    assert trials_at_once(RunnerSpec(workers_per_trial=2), TaskGraph([])) == 2
+    assert trials_at_once(RunnerSpec(workers_per_trial=8), TaskGraph([])) == 1
 
 
 def test_trials_wait_for_nodes_that_a_joined_cluster_may_start(cluster):
     cluster(0, joined=True)
-    assert trials_at_once(RunnerSpec(), FixedTasks([])) > 10, "inline trials that wait cost nothing"
+    assert trials_at_once(RunnerSpec(), TaskGraph([])) > 10, "inline trials that wait cost nothing"
     assert trials_at_once(RunnerSpec(), Study()) == 2, "a study proposes better settings later"
 
 
 @pytest.mark.parametrize(("slots", "expected"), [(1, 2), (2, 4), (4, 8), (32, 36)])
 def test_worker_groups_wait_in_processes_on_the_head_and_are_fewer(cluster, slots, expected):
     cluster(slots, joined=True)
-    assert trials_at_once(RunnerSpec(gpus_per_worker=1), FixedTasks([])) == expected
+    assert trials_at_once(RunnerSpec(gpus_per_worker=1), TaskGraph([])) == expected
 
 
 def test_more_are_let_in_once_the_cluster_has_grown(monkeypatch):
@@ -58,7 +61,7 @@ def test_more_are_let_in_once_the_cluster_has_grown(monkeypatch):
     growing = _GrowingLimiter(limiter, lambda: next(sizes))
     growing.on_step_begin(1, [])
     assert limiter.max_concurrent == 2, "measured a moment ago"
-    monkeypatch.setattr(sweeps.execution.tune_stage, "MEASURE_EVERY_S", 0.0)
+    monkeypatch.setattr(sweeps.execution.tune_run, "MEASURE_EVERY_S", 0.0)
     for expected in (4, 8):
         growing.on_step_begin(2, [])
         assert limiter.max_concurrent == expected
@@ -71,7 +74,7 @@ def test_a_group_that_failed_as_often_as_it_may_is_not_tried_again(monkeypatch, 
     said = []
     monkeypatch.setattr("trainables.worker.run_on_worker_group", fails)
     monkeypatch.setattr("ray.tune.integration.ray_train.TuneReportCallback", object)
-    monkeypatch.setattr(sweeps.execution.tune_stage.tune, "report", said.append)
+    monkeypatch.setattr(sweeps.execution.tune_run.tune, "report", said.append)
     setup = _TrialSetup(
         task=Task(job=tiny_base()), group_size=1, gpus_per_worker=0.0, store_location=str(tmp_path), checkpoint_every_steps=1
     )
@@ -84,5 +87,5 @@ def test_a_group_that_failed_as_often_as_it_may_is_not_tried_again(monkeypatch, 
 def test_what_the_user_says_holds_everywhere(cluster):
     for joined in (False, True):
         cluster(4, joined=joined)
-        assert trials_at_once(RunnerSpec(max_concurrent=3), FixedTasks([])) == 3
+        assert trials_at_once(RunnerSpec(max_concurrent=3), TaskGraph([])) == 3
         assert trials_at_once(RunnerSpec(max_concurrent=3), Study()) == 3

@@ -382,8 +382,8 @@ def test_reasons_with_brackets_are_shown_as_they_are():
     task = Task(job=tiny_base("scratch"))
     output = io.StringIO()
     console = Console(file=output, width=200)
-    with ProgressView(console, Plan(base=(task,)), found=Found(finished=frozenset())) as view:
-        view.begin_stage("base", "1 job", 1)
+    with ProgressView(console, Plan(tasks=(task,)), found=Found(finished=frozenset())) as view:
+        view.begin(1, {})
         view.started(task)
         reason = "[/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [rank1]"
         view.failed(task, Failure(kind=FailureKind.DIED, reason=reason, log="logs/[job].log"))

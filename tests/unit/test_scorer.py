@@ -22,13 +22,13 @@ from fine_core.sampling.sampler import SamplerSpec
 from fine_core.transfer.bank import load_bank
 from sweeps.command_line.options import grid_from, grid_options
 from sweeps.display.plan import estimated_left_s
-from sweeps.planning.costs import estimated_core_s, scoring_macs, total_macs
-from sweeps.planning.plan import find_jobs, plan_grid, plan_tasks
+from sweeps.planning.costs import core_s, scoring_macs, total_macs
+from sweeps.planning.plan import Plan, find_jobs, plan_grid, plan_tasks
 from sweeps.results.points import point_result
 from sweeps.size_grid import main
 from tests.pictures import extractor_file, image_folder, vae_folder
 from tests.tiny import TINY_EVALUATION, compute, random_dit, randomize, tiny_base, tiny_point, tiny_score, tiny_transfer
-from trainables.jobs import score as score_module
+from trainables.jobs import run as run_module
 from trainables.jobs.inputs import file_spec, publish_file, publish_source, publish_vae, source_spec, vae_spec
 from trainables.jobs.run import run_task
 from trainables.jobs.scorer import load_scorer
@@ -189,13 +189,13 @@ def test_another_protocol_scores_again_and_trains_nothing(tmp_path, monkeypatch)
         forgetting=replace(point.forgetting, evaluation=null_label(finer)),
         forgetting_before=replace(point.forgetting_before, evaluation=null_label(finer)),
     )
-    plan = plan_tasks([again.task], before=[again.forgetting_before])
+    plan = Plan(tasks=plan_tasks([again.task], scores=[again.forgetting_before]))
     found = find_jobs(plan, store)
-    assert {found.state(task) for task in (*plan.base, *plan.transfer)} == {"to score"}
+    assert {found.state(task) for task in (*plan.stages["base"], *plan.stages["transfer"])} == {"to score"}
     missing = [job for job in plan.jobs if job.id not in found.finished]
     assert set(missing) == set(again.all_scores), "the models are there"
-    assert estimated_left_s(plan, found) == sum(map(estimated_core_s, again.all_scores))
-    assert sum(map(total_macs, missing)) == scoring_macs(plan.jobs) > 0
+    assert estimated_left_s(plan, found) == core_s(again.all_scores)
+    assert total_macs(missing) == scoring_macs(plan.jobs) > 0
     stored = {path: path.read_bytes() for path in Path(store.root).rglob("*") if path.suffix in (".safetensors", ".parquet")}
     forbidden = lambda *a, **k: pytest.fail("trained or drawn again")  # noqa: E731
     for name in ("base.train", "transfer.train", "bank.draw_batch", "learngene.train"):
@@ -213,8 +213,8 @@ def test_a_worker_that_has_made_a_model_scores_it_without_loading_it(tmp_path, m
     run(ExtractorSpec(dataset="digits"), store)
     task = Task(job=base, scores=(tiny_score(base), tiny_score(base, evaluation=null_label(TINY_EVALUATION))))
     loaded: list[str] = []
-    load = score_module.load_served
-    monkeypatch.setattr(score_module, "load_served", lambda job, store: loaded.append(job.id) or load(job, store))
+    load = run_module.load_served
+    monkeypatch.setattr(run_module, "load_served", lambda job, store: loaded.append(job.id) or load(job, store))
     run_task(task, store.location, LocalContext(tmp_path / "context"), checkpoint_every_steps=4)
     assert loaded == []
     in_memory = store.record(task.scores[0])

@@ -15,7 +15,7 @@ from sweeps.planning.plan import plan_grid
 from sweeps.size_grid import main
 from tests.tiny import DyingContext, Killed, compute, random_dit, tiny_config, tiny_score
 from trainables.jobs.inputs import publish_source, source_spec
-from trainables.jobs.served import load_served
+from trainables.jobs.run import load_served
 from trainables.specs.base import TrainingSpec
 from trainables.specs.models import DecompositionSpec, LearngeneSpec
 from trainables.specs.scorers import ExtractorSpec
@@ -124,20 +124,24 @@ def grid(**changes):
 
 def test_a_grid_from_a_source_decomposes_it_once_and_takes_its_shape():
     plan = plan_grid(grid())
-    (task,) = plan.learngene
+    (task,) = plan.stages["learngene"]
     learngene, (scores,) = task.job, plan.decompositions
-    decomposition, given = (task.job for task in plan.decompose)
+    decomposition, given = (task.job for task in plan.stages["decompose"])
     assert (decomposition, scores.source) == (learngene.decomposition, given) and given.scored == decomposition.source
     for part in (learngene, decomposition):
         assert part.model == decomposition.source.model and part.nested_widths == (16,) and part.rank == 32
     assert (scores.decomposed.scored, scores.trained.scored) == (decomposition, learngene)
-    assert [task.scores for task in (*plan.decompose, *plan.learngene)] == [(scores.decomposed,), (), (scores.trained,)]
-    assert [task.job.kind for task in plan.source] == ["extractor"]
+    assert [task.scores for task in (*plan.stages["decompose"], *plan.stages["learngene"])] == [
+        (scores.decomposed,),
+        (),
+        (scores.trained,),
+    ]
+    assert [task.job.kind for task in plan.stages["source"]] == ["extractor"]
     assert list(plan.stages) == ["source", "decompose", "learngene", "base"]
-    bases = [task.job for task in plan.base]
+    bases = [task.job for task in plan.stages["base"]]
     assert {job.size.depth for job in bases} == {2, 5}
     assert all(replace(job.model, size=learngene.model.size) == learngene.model for job in bases)
-    assert plan.sweep_id != plan_grid(grid(als_sweeps=3)).sweep_id
+    assert plan.sweep_id != plan_grid(grid(options=preset_grid("demo").options.changed({"fine.als_sweeps": 3}))).sweep_id
     with pytest.raises(ValueError, match="width 64 is wider than the source's 32"):
         plan_grid(replace(grid(), widths=(64,)))
 

@@ -7,14 +7,15 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from fine_core.retention import RetentionSchedule
+from sweeps.execution.graph import TaskGraph
 from sweeps.planning.plan import plan_grid
 from sweeps.results.points import point_result
-from sweeps.search.agenda import SearchAgenda
+from sweeps.search.agenda import NO_TRIAL, SearchAgenda
 from sweeps.search.report import trial_counts, trial_rows
 from sweeps.search.study import ScheduleStudy, StudyError, chosen_sampler, rungs_of
 from tests.searches import GRID, opened, publish, publish_base_scores, run, score_of, search, spec
 from trainables.failures import Failure, FailureKind
+from trainables.specs.options import to_values
 from trainables.specs.scores import ScoreSpec
 from trainables.specs.tasks import Task
 from trainables.specs.transfers import TransferSpec
@@ -38,11 +39,13 @@ def test_the_papers_defaults_come_first_and_then_what_is_enqueued(tmp_path):
     jobs = [task.job for task in tasks]
     assert [task.scores for task in tasks] == [(study.spec.point(job).score,) for job in jobs]
     assert jobs[0] == study.spec.default_transfer("L2-D32")
-    first, second, third = (job.rehearsal for job in jobs)
-    assert str(first.schedule) == "linear" and first.retention_weight == 0.1 and first.source_ratio == 0.2
-    assert second == replace(first, retention_weight=1.0)
-    assert third == replace(first, schedule=RetentionSchedule.parse("power:0.5")) and jobs[2].training.lr == 1e-3
-    assert jobs[0].id in {task.id for task in plan_grid(GRID).transfer}, "the grid's own point is not computed again"
+    first, second, third = (to_values(job.options) for job in jobs)
+    paper = {"schedule": "linear", "weighting": "sampling", "retention_weight": 0.1, "source_ratio": 0.2}
+    assert first == {f"diff-tuning.{name}": value for name, value in paper.items()}
+    assert second == first | {"diff-tuning.retention_weight": 1.0}
+    assert third == first | {"diff-tuning.schedule": "power:0.5"} and jobs[2].training.lr == 1e-3
+    planned = {task.id for task in plan_grid(GRID).stages["transfer"]}
+    assert jobs[0].id in planned, "the grid's own point is not computed again"
 
 
 def test_rungs():
@@ -127,7 +130,7 @@ def test_what_the_store_has_is_told_at_once(tmp_path):
     study, store = opened(spec(), tmp_path)
     publish(store, study.spec.point(study.spec.default_transfer("L2-D32")).task, tmp_path, fid=3.5)
     task = study.next_task()
-    assert step_of(task) == 33 and transfer_of(task).rehearsal.retention_weight == 1.0
+    assert step_of(task) == 33 and to_values(transfer_of(task).options)["diff-tuning.retention_weight"] == 1.0
     (trial,) = study.complete_trials()
     assert (trial.number, trial.values) == (0, [3.5])
 
@@ -152,7 +155,7 @@ def test_what_is_forgotten_is_scored_where_it_is_an_objective(tmp_path, objectiv
     sources = [score.dataset for score in task.scores if score.evaluation.unconditional]
     assert sources == (["digits"] if "forgetting" in objectives else [])
     assert all(isinstance(score, ScoreSpec) and score.scored == task.job for score in task.scores)
-    planned = search(objectives=objectives).base
+    planned = search(objectives=objectives).stages["base"]
     before = [score for base in planned for score in base.scores if score.evaluation.unconditional]
     assert len(before) == (len(planned) if "forgetting" in objectives else 0), "of the base models, before the studies"
     assert study.complete_trials() and point_result(study.spec.point(task.job), store) is not None
@@ -296,10 +299,39 @@ def test_a_base_model_without_its_score_ends_a_trial_and_does_not_queue_it_for_e
 def test_the_progress_hears_of_every_trial_that_ends_once(tmp_path):
     store = Store(tmp_path / "store")
     agenda = SearchAgenda(search(num_trials=5), store, f"sqlite:///{tmp_path}/optuna.db")
-    stage, ended = agenda.last_stage({}), []
-    while (task := stage.source.next_task()) is not None:
-        publish(store, task, tmp_path)
+    graph = TaskGraph(agenda.plan.tasks, after_s=agenda.after_s())
+    source, costs, ended = agenda.source(graph), agenda.further_costs(), []
+    num_planned = 0
+    while (task := source.next_task()) is not None:
+        is_planned = graph.is_open(task.id)
+        num_planned += is_planned
+        assert is_planned or num_planned == len(agenda.plan.tasks), "a study waits for what its points are made from"
+        publish(store, task, tmp_path, fid=1.0 if is_planned else None)
+        graph.finished(task)
         heard = agenda.finished(task)
-        assert heard.advance == len(heard.ended)
+        assert heard.advance == (1 if is_planned else len(heard.ended))
         ended += heard.ended
-    assert ended == list(stage.costs) and len(ended) == 5
+    assert ended == list(costs) and len(ended) == 5 and source.is_exhausted()
+
+
+def test_a_study_whose_base_model_fails_is_closed_and_the_others_go_on(tmp_path):
+    store = Store(tmp_path / "store")
+    plan = search(num_trials=2, sizes=("L2-D32", "L4-D64"), early_stopping=False)
+    agenda = SearchAgenda(plan, store, f"sqlite:///{tmp_path}/optuna.db")
+    graph = TaskGraph(plan.tasks, after_s=agenda.after_s())
+    source, done = agenda.source(graph), []
+    while (task := source.next_task()) is not None:
+        if task.job.kind == "base" and task.job.size.name == "L2-D32":
+            failure = Failure(kind=FailureKind.DIED, reason="out of luck")
+            for lost in (task, *(other for other, _ in graph.failed(task))):
+                agenda.failed(lost, failure)
+            continue
+        publish(store, task, tmp_path, fid=1.0)
+        graph.finished(task)
+        agenda.finished(task)
+        done.append(task)
+    assert source.is_exhausted()
+    sizes = [transfer_of(task).size.name for task in done if not any(task.id == planned.id for planned in plan.tasks)]
+    assert sizes == ["L4-D64"] * 2
+    broken, whole = agenda.studies
+    assert "out of luck" in broken.broken[NO_TRIAL] and not whole.broken

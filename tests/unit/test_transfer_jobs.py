@@ -10,7 +10,7 @@ import torch
 from fine_core.checkpoints.native import load_model, save_model
 from fine_core.evaluation.finite import NotFinite
 from fine_core.files import file_bytes
-from sweeps.planning.costs import predicted_serve_bytes, predicted_served_parameters
+from sweeps.planning.costs import result_bytes
 from sweeps.results.points import PointResult, point_result
 from tests.tiny import (
     TINY_EVALUATION,
@@ -25,6 +25,7 @@ from tests.tiny import (
     tiny_transfer,
 )
 from trainables.jobs import run, score
+from trainables.jobs.shapes import served_parameters
 from trainables.jobs.transfer import load_transferred
 from trainables.methods import TRANSFER_METHODS
 from trainables.specs.scorers import ExtractorSpec
@@ -62,14 +63,14 @@ def test_a_transfer_leaves_a_delta_a_record_and_the_ledgers_bytes(method, store,
     result = compute_point(job, store, tmp_path / "pad")
     metrics, record = result.metrics, result.model_record
     assert metrics["serve_bytes"] == file_bytes(store.fetch(job, DELTA_FILE)) == record.files[DELTA_FILE].bytes
-    assert metrics["params_trainable"] == method.count_trained(job.model, gamma_span=None, rank=16)
+    assert metrics["params_trainable"] == method.count_trained(job.model, job.options, job.initialization)
     assert 0 <= metrics["serve_bytes"] - 4 * metrics["params_trainable"] < 8000, "tensors and a header, nothing else"
-    assert predicted_serve_bytes(job) == metrics["serve_bytes"] and predicted_serve_bytes(job.base) == base_bytes(store, job)
-    assert predicted_served_parameters(job) == metrics["params_total"]
+    assert result_bytes(job) == metrics["serve_bytes"] and result_bytes(job.base) == base_bytes(store, job)
+    assert served_parameters(job) == metrics["params_total"]
     assert {"fid", "kid", "train_s", "forgetting/source_fid", "forgetting/tuned_distance"} <= set(metrics)
     assert ("forgetting/distance" in metrics) == method.mergeable
     assert metrics["forgetting/tuned_distance"] > 0 and result.protocol.reference == "digits-inverted:pool"
-    assert ("bank_bytes" in metrics) == method.uses_bank
+    assert ("bank_bytes" in metrics) == method.uses_bank(job.options)
     served = load_transferred(job, store)
     assert sum(p.numel() for p in served.parameters()) == metrics["params_total"]
 

@@ -1,25 +1,26 @@
-"""Ways to start a base model, one file each: a recipe for the training loop behind the spec of the same name."""
+"""Ways to start a base model, one file each: one registry behind the grid and its command line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from trainables.initializations.base import Initialization, Setting
+from trainables.initializations.fine import Fine
+from trainables.initializations.given import Given
+from trainables.initializations.scratch import Scratch
 
-from fine_core.dit import DiT
-from fine_core.initializers.fine.learngene import Learngene
-from trainables.initializations.fine import FineRecipe
-from trainables.initializations.given import GivenRecipe
-from trainables.initializations.scratch import ScratchRecipe
-from trainables.specs.base import SourceSpec
-from trainables.specs.models import BaseModelSpec, FineSpec, GivenSpec, LearngeneSpec
-from trainables.training.loop import Recipe
+__all__ = ["INITIALIZATIONS", "Initialization", "Setting", "initialization"]
 
-INITIALIZATIONS = ("fine", "scratch", "given")
+INITIALIZATIONS: dict[str, Initialization] = {
+    one.name: one
+    for one in (
+        Fine(),
+        Scratch(),
+        Given(),
+    )
+}
 
 
-def recipe_for(job: BaseModelSpec, load: Callable[[LearngeneSpec | SourceSpec], Learngene | DiT]) -> Recipe:
-    """The recipe of a trial; a learngene or a given model is loaded only where one is needed."""
-    if isinstance(job.initialization, FineSpec):
-        return FineRecipe(job, load(job.initialization.learngene))
-    if isinstance(job.initialization, GivenSpec):
-        return GivenRecipe(load(job.initialization.source))
-    return ScratchRecipe(job)
+def initialization(name: str) -> Initialization:
+    """Raises ValueError for an unknown initialization."""
+    if name not in INITIALIZATIONS:
+        raise ValueError(f"unknown initialization {name!r}; choose from {', '.join(INITIALIZATIONS)}")
+    return INITIALIZATIONS[name]

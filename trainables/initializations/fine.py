@@ -5,16 +5,59 @@ arXiv 2409.19289, section 3.3; the learning rate of the sigma phase is ours (the
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
-from fine_core.initializers.fine.factorized import FactorizedDiT, merge
-from fine_core.initializers.fine.learngene import Learngene
-from fine_core.randomness import stream_generator, stream_seed
-from trainables.specs.models import BaseModelSpec, LearngeneSpec
+from fine_core.initializers.fine.factorized import merge
+from fine_core.initializers.fine.learngene import SIGMA_INITS, WIDTH_MODES, Learngene
+from fine_core.randomness import stream_seed
+from trainables.initializations.base import Initialization, Setting
+from trainables.jobs.learngene import DecompositionKind, LearngeneKind
+from trainables.specs.base import check
+from trainables.specs.identity import spec
+from trainables.specs.models import BaseModelSpec, DecompositionSpec, FineSpec, LearngeneSpec
+from trainables.specs.options import Choice, Options, Parameter, option
+from trainables.storage.files import LEARNGENE_FILE
+from trainables.storage.store import Store
 from trainables.training.loop import Phase
+
+SIGMA_STEPS_FACTORS = (0, 1, 2)  # of the present sigma steps: where a search may look
+
+
+@spec("fine-options")
+class FineOptions(Options):
+    """`rank_ratio`: rank of the factors over the learngene's width."""
+
+    group: ClassVar[str] = "fine"
+    sigma_init: str = option("linear", "initial values of sigma", choices=SIGMA_INITS, old_names=("--sigma-init",))
+    sigma_steps: int = option(300, "training steps in which only sigma is trained (0: none)", old_names=("--sigma-steps",))
+    sigma_lr: float = option(1e-2, "learning rate of the sigma steps", old_names=("--sigma-lr",))
+    width_mode: str = option(
+        "nested",
+        "smaller widths are trained as prefixes (nested) or cut out afterwards (slice)",
+        choices=WIDTH_MODES,
+        old_names=("--width-mode",),
+    )
+    source_steps: int = option(300_000, "pre-training steps of the learngene", old_names=("--source-steps",))
+    rank_ratio: float = option(1.0, "rank of the factors divided by the learngene's width", old_names=("--rank-ratio",))
+    als_sweeps: int = option(
+        50, "iterations of alternating least squares in the decomposition of --source", old_names=("--als-sweeps",)
+    )
+    teacher_weight: float = option(
+        0.0, "weight of the outputs of --source in the learngene's training", old_names=("--teacher-weight",)
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.rank_ratio > 0, f"rank_ratio is {self.rank_ratio}; it must be positive")
+        check(self.sigma_lr > 0, f"sigma_lr is {self.sigma_lr}; it must be positive")
+
+    def search(self, name: str, *, steps: int) -> tuple[Parameter, ...]:
+        if name != "sigma_steps":
+            return super().search(name, steps=steps)
+        values = sorted({min(factor * self.sigma_steps, steps) for factor in SIGMA_STEPS_FACTORS})
+        return (Choice(name=name, values=tuple(values)),)
 
 
 class FineRecipe:
@@ -22,11 +65,11 @@ class FineRecipe:
 
     skips_parameters = False
 
-    def __init__(self, job: BaseModelSpec, learngene: Learngene) -> None:
-        self.job, self.fine, self.learngene = job, job.initialization, learngene
+    def __init__(self, job: BaseModelSpec, fine: FineSpec, learngene: Learngene) -> None:
+        self.job, self.fine, self.learngene = job, fine, learngene
         self.phases = (
-            Phase(name="sigma", steps=self.fine.sigma_steps, lr=self.fine.sigma_lr),
-            Phase(name="free", steps=job.training.steps - self.fine.sigma_steps, lr=job.training.lr),
+            Phase(name="sigma", steps=fine.sigma_steps, lr=fine.sigma_lr),
+            Phase(name="free", steps=job.training.steps - fine.sigma_steps, lr=job.training.lr),
         )
 
     def model_for(self, phase: int, previous: nn.Module | None) -> nn.Module:
@@ -43,22 +86,44 @@ class FineRecipe:
         return {}
 
 
-class LearngeneRecipe:
-    """FINE phase 1: a model trained under the constraint, at a width drawn for every step; from scratch, or from `start`."""
+class Fine(Initialization):
+    name = "fine"
+    summary = "assembled from a learngene that all sizes share"
+    options = FineOptions
+    kinds = (DecompositionKind(), LearngeneKind())
 
-    def __init__(self, spec: LearngeneSpec, start: FactorizedDiT | None = None) -> None:
-        self.spec, self.start = spec, start
-        self.phases = (Phase(name="learngene", steps=spec.training.steps, lr=spec.training.lr),)
-        self.widths = sorted({spec.model.size.width, *spec.nested_widths})
-        self.skips_parameters = len(self.widths) > 1
+    def spec(self, setting: Setting, options: Options | None) -> FineSpec:
+        assert isinstance(options, FineOptions)
+        return FineSpec(
+            learngene=self._learngene(setting, options),
+            sigma_init=options.sigma_init,
+            sigma_steps=options.sigma_steps,
+            sigma_lr=options.sigma_lr,
+            width_mode=options.width_mode,
+        )
 
-    def model_for(self, phase: int, previous: nn.Module | None) -> FactorizedDiT:
-        if self.start is not None:
-            return self.start
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(self.spec.data_seed, "init"))
-            return FactorizedDiT(self.spec.model, rank=self.spec.rank, nested_widths=self.spec.nested_widths)
+    @staticmethod
+    def _learngene(setting: Setting, options: FineOptions) -> LearngeneSpec:
+        """As deep and wide as the grid's largest model, or as the given one, which it is decomposed from."""
+        width = setting.largest.size.width
+        nested = tuple(sorted(set(setting.widths) - {width})) if options.width_mode == "nested" else ()
+        rank = max(1, round(options.rank_ratio * width))
+        decomposition = None
+        if setting.source is not None:
+            decomposition = DecompositionSpec(
+                source=setting.source, rank=rank, nested_widths=nested, als_sweeps=options.als_sweeps
+            )
+        return LearngeneSpec(
+            dataset=setting.dataset,
+            model=setting.largest,
+            rank=rank,
+            nested_widths=nested,
+            training=setting.training_for(options.source_steps),
+            decomposition=decomposition,
+            teacher_weight=0.0 if decomposition is None else options.teacher_weight,
+        )
 
-    def forward_options(self, step: int) -> dict[str, Any]:
-        generator = stream_generator(self.spec.data_seed, "width", step)
-        return {"width": self.widths[int(torch.randint(len(self.widths), (), generator=generator))]}
+    def recipe(self, job: BaseModelSpec, store: Store) -> FineRecipe:
+        assert isinstance(job.initialization, FineSpec)
+        learngene = Learngene.load(store.fetch(job.initialization.learngene, LEARNGENE_FILE))
+        return FineRecipe(job, job.initialization, learngene)

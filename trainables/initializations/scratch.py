@@ -9,7 +9,10 @@ from torch import nn
 
 from fine_core.dit import DiT
 from fine_core.randomness import stream_seed
-from trainables.specs.models import BaseModelSpec
+from trainables.initializations.base import Initialization, Setting
+from trainables.specs.models import BaseModelSpec, ScratchSpec
+from trainables.specs.options import Options
+from trainables.storage.store import Store
 from trainables.training.loop import Phase
 
 
@@ -27,3 +30,14 @@ class ScratchRecipe:
 
     def forward_options(self, step: int) -> dict[str, Any]:
         return {}
+
+
+class Scratch(Initialization):
+    name = "scratch"
+    summary = "DiT's own initialization"
+
+    def spec(self, setting: Setting, options: Options | None) -> ScratchSpec:
+        return ScratchSpec()
+
+    def recipe(self, job: BaseModelSpec, store: Store) -> ScratchRecipe:
+        return ScratchRecipe(job)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fine_core.dit import DiT
 from fine_core.evaluation.protocol import Protocol
+from trainables.specs.base import JobSpec
 from trainables.storage.record import History
 from trainables.storage.store import Store
 from trainables.training.context import RunContext
@@ -14,12 +16,15 @@ from trainables.training.context import RunContext
 
 @dataclass(frozen=True, kw_only=True)
 class JobContext:
-    """`folder`: where rank 0 leaves the files to be stored."""
+    """`folder`: where rank 0 leaves the files to be stored. `load`: gives the model that a finished job has made. `served`:
+    the model to score, where it is in memory already."""
 
     store: Store
     run: RunContext
     folder: Path
     checkpoint_every_steps: int
+    load: Callable[[JobSpec], DiT]
+    served: DiT | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

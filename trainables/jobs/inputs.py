@@ -8,16 +8,40 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from fine_core.checkpoints.native import CheckpointError, save_model
+from fine_core.checkpoints.native import CheckpointError, load_model, save_model
 from fine_core.data.latents import VAE_CONFIG, VAE_WEIGHTS, load_vae, vae_sha256
 from fine_core.dit import DiT
 from fine_core.files import sha256_of
+from trainables.jobs.context import JobContext, Result
+from trainables.jobs.kind import JobKind
 from trainables.specs.base import FileSpec, JobSpec, SourceSpec, VaeSpec
 from trainables.specs.identity import to_json
 from trainables.storage.files import MODEL_FILE
 from trainables.storage.provenance import provenance
 from trainables.storage.record import Record
 from trainables.storage.store import Store
+
+
+class InputKind(JobKind):
+    """What the user gives. The sweep's own process puts it into the store."""
+
+    def run(self, job: JobSpec, context: JobContext) -> Result:
+        raise TypeError(f"a {self.name} is given, not computed")
+
+
+class FileKind(InputKind):
+    name = "file"
+
+
+class VaeKind(InputKind):
+    name = "vae"
+
+
+class SourceKind(InputKind):
+    name = "source"
+
+    def serve(self, job: SourceSpec, store: Store) -> DiT:
+        return load_model(store.fetch(job, MODEL_FILE), expect=job.model)
 
 
 def source_spec(model: DiT) -> SourceSpec:

@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from fine_core.data.by_path import is_by_path
 from fine_core.data.registry import load_dataset
 from fine_core.dit import DiT
-from trainables.jobs.bank import run_bank
-from trainables.jobs.base import run_base
 from trainables.jobs.context import JobContext, Result
-from trainables.jobs.learngene import run_decomposition, run_learngene
-from trainables.jobs.score import run_score
-from trainables.jobs.scorer import run_extractor
-from trainables.jobs.transfer import run_transfer
+from trainables.jobs.registry import kind_of
 from trainables.specs.base import JobSpec
 from trainables.specs.identity import to_json
-from trainables.specs.scores import ScoreSpec
 from trainables.specs.tasks import Task
 from trainables.storage.provenance import PeakMemory, provenance
 from trainables.storage.record import Record
 from trainables.storage.store import Store
 from trainables.training.context import RunContext
 from trainables.training.reproducible import make_reproducible
-
-RUN: dict[str, Callable[[Any, JobContext], Result]] = {
-    "extractor": run_extractor,
-    "decomposition": run_decomposition,
-    "learngene": run_learngene,
-    "base": run_base,
-    "bank": run_bank,
-    "transfer": run_transfer,
-}
 
 
 def run_task(task: Task, store_location: str, run: RunContext, *, checkpoint_every_steps: int) -> None:
@@ -55,10 +38,18 @@ def run_job(job: JobSpec, store: Store, run: RunContext, *, checkpoint_every_ste
     started, memory = time.perf_counter(), PeakMemory(run.device)
     made_from = store.hashes_of(job.needs) if run.rank == 0 else {}  # before it is read: a later change is a mismatch
     with tempfile.TemporaryDirectory() as folder:
-        context = JobContext(store=store, run=run, folder=Path(folder), checkpoint_every_steps=checkpoint_every_steps)
-        result = run_score(job, context, served=served) if isinstance(job, ScoreSpec) else RUN[job.kind](job, context)
+        context = JobContext(
+            store=store,
+            run=run,
+            folder=Path(folder),
+            checkpoint_every_steps=checkpoint_every_steps,
+            load=lambda made: load_served(made, store),
+            served=served,
+        )
+        result = kind_of(job).run(job, context)
         if run.rank == 0:
             costs = {"peak_memory_bytes": memory.bytes(), "job_s": time.perf_counter() - started}
+            costs["num_workers"] = run.num_workers
             record = Record(
                 id=job.id,
                 kind=job.kind,
@@ -73,6 +64,14 @@ def run_job(job: JobSpec, store: Store, run: RunContext, *, checkpoint_every_ste
             )
             store.publish(job, Path(folder), record)
     return result
+
+
+def load_served(job: JobSpec, store: Store) -> DiT:
+    """The model that a finished job has made: dense, or as prepared for a transfer that cannot be merged.
+
+    Raises StoreError or CheckpointError.
+    """
+    return kind_of(job).serve(job, store)
 
 
 def _unreadable_images(job: JobSpec) -> list[str]:

@@ -18,9 +18,10 @@ from fine_core.evaluation.protocol import EvaluationSpec, Protocol
 from fine_core.evaluation.scores import compute_scores
 from fine_core.sampling.draw import Tail, draw_batch
 from trainables.jobs.context import JobContext, Result
+from trainables.jobs.kind import JobKind
 from trainables.jobs.scorer import Scorer, load_scorer
-from trainables.jobs.served import load_served
 from trainables.jobs.transfer import load_base, tune
+from trainables.jobs.work import Work
 from trainables.specs.scores import ScoreSpec
 from trainables.specs.transfers import RungSpec, TransferSpec
 from trainables.storage.files import SAMPLES_FILE
@@ -31,39 +32,57 @@ NUM_SHOWN_SAMPLES = 40
 EXTRACTED_AT_ONCE = 64  # images: an extractor may be as large as Inception
 
 
-def run_score(job: ScoreSpec, context: JobContext, *, served: DiT | None) -> Result:
-    """Score `served`, or the model from the store. At a rung the transfer is trained up to its step first.
+class ScoreKind(JobKind):
+    name = "score"
+    is_score = True
 
-    Raises NotFinite for a model or samples that are not finite.
-    """
-    store, run = context.store, context.run
-    train_s: dict[str, float] = {}
-    history: History = []
-    if isinstance(job.scored, RungSpec):
-        tuned = tune(job.scored.transfer, context, until_step=job.scored.step)
-        served, history = tuned.served, tuned.progress.history
-        train_s = {"train_s": tuned.progress.train_s}
-    elif served is None:
-        served = load_served(job.scored, store)
-    started = time.perf_counter()
-    model, tail = served.to(run.device), None
-    check_finite_model(model)
-    if job.replaced_steps and isinstance(job.scored, TransferSpec):
-        tail = Tail(model=load_base(job.scored, store).to(run.device).eval(), steps=job.replaced_steps)
-    scorer = load_scorer(job.extractor, store, run.device)
-    features, shown = _sample_features(model, scorer, job.evaluation, dataset=job.dataset, seed=job.seed, run=run, tail=tail)
-    values: dict[str, float] = {}
-    if run.rank == 0:
-        values = compute_scores(scorer.reference, features, num_samples=job.evaluation.num_samples, seed=job.seed)
-        save_grid(shown, context.folder / SAMPLES_FILE)
-    protocol = Protocol.of(
-        job.evaluation,
-        extractor=scorer.extractor_name,
-        reference=scorer.reference_name,
-        replaced_steps=job.replaced_steps,
-    )
-    metrics = {**values, "eval_s": time.perf_counter() - started, **train_s}
-    return Result(metrics=metrics, history=history, protocol=protocol)
+    def stage(self, job: ScoreSpec) -> str:
+        """Scores alone are of curves, or of the given model."""
+        return "curve" if job.replaced_steps else "decompose"
+
+    def work(self, job: ScoreSpec) -> Work:
+        evaluation, steps, batch_size = job.evaluation, 0, 0
+        if job.rung is not None:
+            steps, batch_size = job.rung.step, job.rung.transfer.training.batch_size
+        images = {"images": evaluation.num_samples, "images_at_once": evaluation.batch_size, "sampler": evaluation.sampler}
+        return Work(model=job.model, steps=steps, batch_size=batch_size, **images)
+
+    def run(self, job: ScoreSpec, context: JobContext) -> Result:
+        """Score the model in memory, or the one from the store. At a rung the transfer is trained up to its step first.
+
+        Raises NotFinite for a model or samples that are not finite.
+        """
+        store, run = context.store, context.run
+        served = context.served
+        train_s: dict[str, float] = {}
+        history: History = []
+        if isinstance(job.scored, RungSpec):
+            tuned = tune(job.scored.transfer, context, until_step=job.scored.step)
+            served, history = tuned.served, tuned.progress.history
+            train_s = {"train_s": tuned.progress.train_s}
+        elif served is None:
+            served = context.load(job.scored)
+        started = time.perf_counter()
+        model, tail = served.to(run.device), None
+        check_finite_model(model)
+        if job.replaced_steps and isinstance(job.scored, TransferSpec):
+            tail = Tail(model=load_base(job.scored, store).to(run.device).eval(), steps=job.replaced_steps)
+        scorer = load_scorer(job.extractor, store, run.device)
+        features, shown = _sample_features(
+            model, scorer, job.evaluation, dataset=job.dataset, seed=job.seed, run=run, tail=tail
+        )
+        values: dict[str, float] = {}
+        if run.rank == 0:
+            values = compute_scores(scorer.reference, features, num_samples=job.evaluation.num_samples, seed=job.seed)
+            save_grid(shown, context.folder / SAMPLES_FILE)
+        protocol = Protocol.of(
+            job.evaluation,
+            extractor=scorer.extractor_name,
+            reference=scorer.reference_name,
+            replaced_steps=job.replaced_steps,
+        )
+        metrics = {**values, "eval_s": time.perf_counter() - started, **train_s}
+        return Result(metrics=metrics, history=history, protocol=protocol)
 
 
 def _sample_features(

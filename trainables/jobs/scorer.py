@@ -18,6 +18,8 @@ from fine_core.evaluation.extractors.given import load_given_extractor, weights_
 from fine_core.evaluation.features import extract_features
 from fine_core.evaluation.reference import Reference, ReferenceBuilder, reference_from_adm
 from trainables.jobs.context import JobContext, Result
+from trainables.jobs.kind import JobKind, Workers
+from trainables.jobs.work import Work
 from trainables.specs.base import VaeSpec
 from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
 from trainables.storage.files import EXTRACTOR_FILE, REFERENCE_FILE
@@ -26,6 +28,7 @@ from trainables.training.context import RunContext
 
 BATCH_SIZE = 64
 NUM_REPORTS = 20
+EXTRACTOR_S = 5.0  # to train the classifier of an embedded dataset, on one core
 KEPT_SCORERS = 4  # in a process: source and target, each of two sweeps
 
 
@@ -90,23 +93,36 @@ def _reference_name(job: GivenExtractorSpec) -> str:
     return f"{reference_dataset(job.dataset)}:pool" if job.reference is None else job.reference.quoted
 
 
-def run_extractor(job: ExtractorSpec, context: JobContext) -> Result:
-    """Train or load the extractor, and take the reference statistics."""
-    started = time.perf_counter()
-    store, run, folder = context.store, context.run, context.folder
-    metrics: dict[str, float] = {}
-    if isinstance(job, GivenExtractorSpec):
-        extractor = _given_extractor(job, store).to(run.device)
-    else:
-        extractor, accuracy = train_extractor(dataset_info(job.dataset).features_of or job.dataset, seed=job.seed)
-        save_extractor(extractor, folder / EXTRACTOR_FILE)
-        metrics["held_out_accuracy"] = accuracy
-    if isinstance(job, GivenExtractorSpec) and job.reference is not None:
-        reference = reference_from_adm(store.fetch(job.reference, job.reference.name), extractor)
-    else:
-        reference = _reference_of(reference_dataset(job.dataset), extractor, run)
-    reference.save(folder / REFERENCE_FILE)
-    return Result(metrics={**metrics, "train_s": time.perf_counter() - started})
+class ExtractorKind(JobKind):
+    name = "extractor"
+    workers = Workers.ONE
+
+    def stage(self, job: ExtractorSpec) -> str:
+        return "source"
+
+    def work(self, job: ExtractorSpec) -> Work:
+        return Work(fixed_s=EXTRACTOR_S)
+
+    def runs_inline(self, job: ExtractorSpec) -> bool:
+        return not isinstance(job, GivenExtractorSpec)  # a given one may be as large as Inception, and want a GPU
+
+    def run(self, job: ExtractorSpec, context: JobContext) -> Result:
+        """Train or load the extractor, and take the reference statistics."""
+        started = time.perf_counter()
+        store, run, folder = context.store, context.run, context.folder
+        metrics: dict[str, float] = {}
+        if isinstance(job, GivenExtractorSpec):
+            extractor = _given_extractor(job, store).to(run.device)
+        else:
+            extractor, accuracy = train_extractor(dataset_info(job.dataset).features_of or job.dataset, seed=job.seed)
+            save_extractor(extractor, folder / EXTRACTOR_FILE)
+            metrics["held_out_accuracy"] = accuracy
+        if isinstance(job, GivenExtractorSpec) and job.reference is not None:
+            reference = reference_from_adm(store.fetch(job.reference, job.reference.name), extractor)
+        else:
+            reference = _reference_of(reference_dataset(job.dataset), extractor, run)
+        reference.save(folder / REFERENCE_FILE)
+        return Result(metrics={**metrics, "train_s": time.perf_counter() - started})
 
 
 def _reference_of(dataset: str, extractor: nn.Module, run: RunContext) -> Reference:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from fine_core.checkpoints.native import load_model
+from fine_core.checkpoints.native import load_model, predicted_file_bytes
 from fine_core.data.registry import load_dataset
 from fine_core.data.source import ImageSet
 from fine_core.dit import DiT, count_macs
@@ -18,29 +18,34 @@ from fine_core.randomness import stream_seed
 from fine_core.transfer.bank import load_bank
 from fine_core.transfer.delta import load_delta, save_delta, squared_distance, trainable_tensors
 from trainables.jobs.context import JobContext, Result
-from trainables.methods import MethodOptions, TransferData, TransferMethod, transfer_method
+from trainables.jobs.kind import JobKind, Kept, Role
+from trainables.jobs.shapes import delta_shapes
+from trainables.jobs.work import Work
+from trainables.methods import Start, TransferData, TransferMethod, transfer_method
 from trainables.specs.models import FineSpec
 from trainables.specs.transfers import TransferSpec
 from trainables.storage.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
 from trainables.storage.store import Store, StoreError
 from trainables.training.loop import Phase, Progress, train
 
+ANY_SHA256 = "0" * 64  # of a file that is not there yet: all hashes have one length
+
 
 class TransferRecipe:
-    """One phase over the prepared base model. `start` holds the trainable tensors as the method begins with them."""
+    """One phase over the prepared base model. `start_tensors` are the trainable ones as the method begins with them."""
 
     skips_parameters = False
 
-    def __init__(self, job: TransferSpec, base: DiT, options: MethodOptions, device: torch.device) -> None:
-        self.base, self.options, self.device = base, options, device
+    def __init__(self, job: TransferSpec, base: DiT, start: Start, device: torch.device) -> None:
+        self.base, self.options, self.start, self.device = base, job.options, start, device
         self.method: TransferMethod = transfer_method(job.method)
         self.phases = (Phase(name=job.method, steps=job.training.steps, lr=job.training.lr),)
-        self.start: dict[str, Tensor] = {}
+        self.start_tensors: dict[str, Tensor] = {}
 
     def model_for(self, phase: int, previous: nn.Module | None) -> DiT:
         model = copy.deepcopy(self.base).to(self.device)
-        self.method.prepare(model, self.options)
-        self.start = {name: tensor.clone() for name, tensor in trainable_tensors(model).items()}
+        self.method.prepare(model, self.options, self.start)
+        self.start_tensors = {name: tensor.clone() for name, tensor in trainable_tensors(model).items()}
         return model
 
     def forward_options(self, step: int) -> dict[str, Any]:
@@ -52,15 +57,13 @@ def load_base(job: TransferSpec, store: Store) -> DiT:
     return load_model(store.fetch(job.base, MODEL_FILE), expect=job.base.model).at_resolution(job.model.input_size)
 
 
-def method_options(job: TransferSpec, store: Store) -> MethodOptions:
-    """What the method of a transfer needs besides the base model."""
-    options = MethodOptions(seed=stream_seed(job.seed, "transfer-init"))
-    if job.gamma_span is not None:
-        options = replace(options, gamma_span=job.gamma_span)
+def start_of(job: TransferSpec, store: Store) -> Start:
+    """What the method of a transfer starts from besides the base model."""
+    start = Start(seed=stream_seed(job.seed, "transfer-init"))
     if transfer_method(job.method).needs_learngene and isinstance(job.initialization, FineSpec):
         learngene = Learngene.load(store.fetch(job.initialization.learngene, LEARNGENE_FILE))
-        options = replace(options, learngene=learngene, width_mode=job.initialization.width_mode)
-    return options
+        return replace(start, learngene=learngene, width_mode=job.initialization.width_mode)
+    return start
 
 
 def load_transferred(job: TransferSpec, store: Store) -> DiT:
@@ -70,7 +73,7 @@ def load_transferred(job: TransferSpec, store: Store) -> DiT:
     """
     method = transfer_method(job.method)
     model = load_base(job, store)
-    method.prepare(model, method_options(job, store))
+    method.prepare(model, job.options, start_of(job, store))
     config = load_delta(model, store.fetch(job, DELTA_FILE))
     if config["base_sha256"] != store.record(job.base).files[MODEL_FILE].sha256:
         raise StoreError(f"{job.folder} was made from other bytes of {job.base.folder}; delete it to have it made again")
@@ -91,7 +94,7 @@ def tune(job: TransferSpec, context: JobContext, *, until_step: int | None = Non
     """Train a transfer to its end, or to a rung."""
     store, run = context.store, context.run
     base = load_base(job, store).eval()
-    recipe = TransferRecipe(job, base, method_options(job, store), run.device)
+    recipe = TransferRecipe(job, base, start_of(job, store), run.device)
     bank: ImageSet | None = None
     if job.bank is not None:
         bank, _ = load_bank(store.fetch(job.bank, BANK_FILE), null_label=job.model.num_classes)
@@ -108,24 +111,38 @@ def tune(job: TransferSpec, context: JobContext, *, until_step: int | None = Non
     return Tuned(recipe=recipe, tuned=tuned, served=recipe.method.merge(tuned), progress=progress)
 
 
-def run_transfer(job: TransferSpec, context: JobContext) -> Result:
-    store, result = context.store, tune(job, context)
-    tuned, served = result.tuned, result.served
-    if context.run.rank != 0:
-        return Result(served=served)
-    path = context.folder / DELTA_FILE
-    save_delta(tuned, path, delta_config(job, base_sha256=store.record(job.base).files[MODEL_FILE].sha256))
-    metrics = {
-        "train_s": result.progress.train_s,
-        "train_steps": result.progress.step,
-        "params_total": sum(p.numel() for p in served.parameters()),
-        "params_trainable": sum(tensor.numel() for tensor in trainable_tensors(tuned).values()),
-        "macs": served_macs(served, result.recipe.method),
-        "serve_bytes": path.stat().st_size,
-        **_distances(result.recipe, tuned, served),
-        **_initialize_costs(job, store),
-    }
-    return Result(metrics=metrics, history=result.progress.history, served=served)
+class TransferKind(JobKind):
+    name = "transfer"
+    kept: ClassVar = Kept(file=DELTA_FILE, role=Role.SERVE, seconds="train_s")
+
+    def work(self, job: TransferSpec) -> Work:
+        return Work(model=job.model, steps=job.training.steps, batch_size=job.training.batch_size)
+
+    def result_bytes(self, job: TransferSpec) -> int:
+        config = delta_config(job, base_sha256=ANY_SHA256)
+        return predicted_file_bytes(delta_shapes(job), kind="delta", config=config)
+
+    def serve(self, job: TransferSpec, store: Store) -> DiT:
+        return load_transferred(job, store)
+
+    def run(self, job: TransferSpec, context: JobContext) -> Result:
+        store, result = context.store, tune(job, context)
+        tuned, served = result.tuned, result.served
+        if context.run.rank != 0:
+            return Result(served=served)
+        path = context.folder / DELTA_FILE
+        save_delta(tuned, path, delta_config(job, base_sha256=store.record(job.base).files[MODEL_FILE].sha256))
+        metrics = {
+            "train_s": result.progress.train_s,
+            "train_steps": result.progress.step,
+            "params_total": sum(p.numel() for p in served.parameters()),
+            "params_trainable": sum(tensor.numel() for tensor in trainable_tensors(tuned).values()),
+            "macs": served_macs(served, result.recipe.method),
+            "serve_bytes": path.stat().st_size,
+            **_distances(result.recipe, tuned, served),
+            **_initialize_costs(job, store),
+        }
+        return Result(metrics=metrics, history=result.progress.history, served=served)
 
 
 def delta_config(job: TransferSpec, *, base_sha256: str) -> dict[str, str]:
@@ -140,7 +157,7 @@ def _distances(recipe: TransferRecipe, tuned: DiT, served: DiT) -> dict[str, flo
     per parameter; `distance` is over the weights that are served, the same coordinates for every mergeable method.
     """
     trained, weights = trainable_tensors(tuned), recipe.base.state_dict()
-    own = squared_distance(recipe.start | {name: t for name, t in weights.items() if name in trained}, trained)
+    own = squared_distance(recipe.start_tensors | {name: t for name, t in weights.items() if name in trained}, trained)
     number = sum(tensor.numel() for tensor in trained.values())
     distances = {"forgetting/tuned_distance": own, "forgetting/tuned_distance_per_parameter": own / number}
     if recipe.method.mergeable:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fine_core.dit import DiT
 from fine_core.parameterizations.loss_weights import min_snr_weights, p2_weights
 from trainables.methods.adapters import AdapterTuning
-from trainables.methods.base import MethodOptions, TransferData, TransferMethod
+from trainables.methods.base import Start, TransferData, TransferMethod
 from trainables.methods.bitfit import BitFit
 from trainables.methods.diff_tuning import DiffTuning
 from trainables.methods.difffit import DiffFit
@@ -14,8 +16,17 @@ from trainables.methods.full import FullFineTuning, Scratch
 from trainables.methods.lora import LoRA
 from trainables.methods.prompts import VPTDeep
 from trainables.methods.weighted import WeightedFineTuning
+from trainables.specs.options import Options, from_values
 
-__all__ = ["TRANSFER_METHODS", "MethodOptions", "TransferData", "TransferMethod", "apply_transfer", "transfer_method"]
+__all__ = [
+    "TRANSFER_ALIASES",
+    "TRANSFER_METHODS",
+    "Start",
+    "TransferData",
+    "TransferMethod",
+    "apply_transfer",
+    "transfer_method",
+]
 
 TRANSFER_METHODS: dict[str, TransferMethod] = {
     method.name: method
@@ -30,9 +41,7 @@ TRANSFER_METHODS: dict[str, TransferMethod] = {
         DiffTuning("diff-tuning-kd", FullFineTuning(), distils=True),
         DiffTuning("diff-tuning+difffit", DiffFit()),
         BitFit(),
-        LoRA("lora-r8", rank=8, targets="qkv"),
-        LoRA("lora-r16", rank=16, targets="qkv"),
-        LoRA("lora-all-r8", rank=8, targets="all"),
+        LoRA(),
         AdapterTuning("adapter-parallel", parallel=True),
         AdapterTuning("adapter-sequential", parallel=False),
         VPTDeep(),
@@ -42,17 +51,36 @@ TRANSFER_METHODS: dict[str, TransferMethod] = {
 }
 
 
+# name -> (method, options that it stands for)
+TRANSFER_ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora-r8": ("lora", {"lora.rank": 8, "lora.targets": "qkv"}),
+    "lora-r16": ("lora", {"lora.rank": 16, "lora.targets": "qkv"}),
+    "lora-all-r8": ("lora", {"lora.rank": 8, "lora.targets": "all"}),
+}
+
+
+def resolve(name: str) -> tuple[TransferMethod, dict[str, Any]]:
+    """A method and the options that its name stands for. Raises ValueError for an unknown name."""
+    method, values = TRANSFER_ALIASES.get(name, (name, {}))
+    if method not in TRANSFER_METHODS:
+        choices = ", ".join((*TRANSFER_METHODS, *TRANSFER_ALIASES))
+        raise ValueError(f"unknown transfer {name!r}; choose from {choices}")
+    return TRANSFER_METHODS[method], values
+
+
 def transfer_method(name: str) -> TransferMethod:
     """Raises ValueError for an unknown method."""
-    if name not in TRANSFER_METHODS:
-        raise ValueError(f"unknown transfer {name!r}; choose from {', '.join(TRANSFER_METHODS)}")
-    return TRANSFER_METHODS[name]
+    return resolve(name)[0]
 
 
-def apply_transfer(name: str, model: DiT, options: MethodOptions | None = None) -> DiT:
+def apply_transfer(name: str, model: DiT, *options: Options, start: Start | None = None) -> DiT:
     """Prepare a model for a method, in place: frozen, added to, trainable parameters marked. Returns the model.
 
-    Raises ValueError for an unknown method, or where the method needs an option that is missing.
+    Options of classes that are not given have their defaults. Raises ValueError for an unknown method, or where the method
+    needs something in `start` that is missing.
     """
-    transfer_method(name).prepare(model, options or MethodOptions())
+    method, values = resolve(name)
+    given = {type(one): one for one in options}
+    chosen = tuple(given.get(kind) or from_values(kind, values) for kind in method.options)
+    method.prepare(model, chosen, start or Start())
     return model

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fine_core.dit import DiT
 from fine_core.transfer.adapters import apply_adapter
-from trainables.methods.base import MethodOptions, TransferMethod
+from trainables.methods.base import Start, TransferMethod
+from trainables.specs.options import Options
 
 
 class AdapterTuning(TransferMethod):
@@ -14,5 +15,5 @@ class AdapterTuning(TransferMethod):
     def __init__(self, name: str, *, parallel: bool) -> None:
         self.name, self.parallel = name, parallel
 
-    def prepare(self, model: DiT, options: MethodOptions) -> None:
-        apply_adapter(model, parallel=self.parallel, seed=options.seed)
+    def prepare(self, model: DiT, options: tuple[Options, ...], start: Start) -> None:
+        apply_adapter(model, parallel=self.parallel, seed=start.seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
@@ -13,17 +14,19 @@ from fine_core.data.source import ImageSource
 from fine_core.dit import DiT, DiTConfig
 from fine_core.initializers.fine.learngene import Learngene
 from fine_core.transfer.delta import trainable_tensors
-from fine_core.transfer.difffit import DEFAULT_SPAN
+from trainables.specs.models import InitializationSpec
+from trainables.specs.options import Options
 from trainables.specs.transfers import TransferSpec
 from trainables.training.batches import BatchSource, DenoisingBatches
 
+Shapes = dict[str, tuple[int, ...]]
+
 
 @dataclass(frozen=True, kw_only=True)
-class MethodOptions:
-    """What methods may need besides the model: the share of blocks with DiffFit's scales, the seed of new parameters, and
-    the learngene that the base was assembled from (FINE-sigma)."""
+class Start:
+    """What a method starts from besides the model and its options: the seed of new parameters, and the learngene that the
+    base was assembled from, for methods that move along its factors."""
 
-    gamma_span: float = DEFAULT_SPAN
     seed: int = 0
     learngene: Learngene | None = None
     width_mode: str = "nested"
@@ -43,18 +46,16 @@ class TransferData:
 class TransferMethod(ABC):
     """One way to take a base model to a target domain.
 
-    lr_factor: the method's learning rate over that of full fine-tuning. exact_start: the prepared model computes what the
-    base model does. mergeable: `merge` gives a dense DiT of the base's shape.
+    lr_factor: the method's learning rate over that of full fine-tuning. options: the classes of its own options.
+    exact_start: the prepared model computes what the base model does. mergeable: `merge` gives a dense DiT of the base's
+    shape.
     """
 
     name: str
     lr_factor: float = 1.0
+    options: tuple[type[Options], ...] = ()
     exact_start: bool = True
     mergeable: bool = True
-    rehearses: bool = False  # takes a retention schedule
-    retains: bool = False  # and rehearses what the base model knows
-    uses_bank: bool = False  # from a knowledge bank
-    uses_scales: bool = False
     needs_learngene: bool = False
     needs_extra: tuple[str, str] | None = None  # (package, extra of ours that installs it)
 
@@ -64,21 +65,32 @@ class TransferMethod(ABC):
             package, extra = self.needs_extra
             raise ValueError(f"{self.name} needs {package}: pip install -c constraints.txt -e '.[{extra}]'")
 
+    def default_options(self) -> tuple[Options, ...]:
+        return tuple(kind() for kind in self.options)
+
+    def uses_bank(self, options: tuple[Options, ...]) -> bool:
+        """Whether it rehearses images of a knowledge bank."""
+        return False
+
+    def known_good(self, options: tuple[Options, ...]) -> list[tuple[Options, ...]]:
+        """Options that a search tries first: these, and others that are known from papers."""
+        return [options]
+
     @abstractmethod
-    def prepare(self, model: DiT, options: MethodOptions) -> None:
-        """Freeze, add and mark trainable, in place. Deterministic in the options."""
+    def prepare(self, model: DiT, options: tuple[Options, ...], start: Start) -> None:
+        """Freeze, add and mark trainable, in place. Deterministic in its arguments."""
 
-    def count_trained(self, model: DiTConfig, *, gamma_span: float | None, rank: int | None) -> int:
-        """Parameters that the method trains in a model, with FINE factors of `rank`."""
-        return sum(map(math.prod, self.trained_shapes(model, gamma_span=gamma_span, rank=rank).values()))
+    def count_trained(
+        self, model: DiTConfig, options: tuple[Options, ...], initialization: InitializationSpec | None = None
+    ) -> int:
+        """Parameters that the method trains in a model."""
+        return sum(map(math.prod, self.trained_shapes(model, options, initialization).values()))
 
-    def trained_shapes(self, model: DiTConfig, *, gamma_span: float | None, rank: int | None) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors that the method trains, by name. Allocates nothing."""
-        options = MethodOptions() if gamma_span is None else MethodOptions(gamma_span=gamma_span)
-        with torch.device("meta"):
-            prepared = DiT(model)
-            self.prepare(prepared, options)
-        return {name: tuple(tensor.shape) for name, tensor in trainable_tensors(prepared).items()}
+    def trained_shapes(
+        self, model: DiTConfig, options: tuple[Options, ...], initialization: InitializationSpec | None = None
+    ) -> Shapes:
+        """Shapes of the tensors that the method trains in a base model, by name. Allocates nothing."""
+        return _prepared_shapes(self, model, options)
 
     def merge(self, model: DiT) -> DiT:
         """The model to serve: dense if `mergeable`, else the prepared model itself."""
@@ -98,3 +110,11 @@ class TransferMethod(ABC):
             device=data.device,
             **changes,
         )
+
+
+@lru_cache(maxsize=1024)
+def _prepared_shapes(method: TransferMethod, model: DiTConfig, options: tuple[Options, ...]) -> Shapes:
+    with torch.device("meta"):
+        prepared = DiT(model)
+        method.prepare(prepared, options, Start())
+    return {name: tuple(tensor.shape) for name, tensor in trainable_tensors(prepared).items()}

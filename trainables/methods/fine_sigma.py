@@ -5,7 +5,9 @@ from __future__ import annotations
 from fine_core.dit import DiT, DiTConfig
 from fine_core.initializers.fine.factorized import BLOCK_MATRICES
 from fine_core.transfer.fine_sigma import apply_fine_sigma, merge_fine_sigma
-from trainables.methods.base import MethodOptions, TransferMethod
+from trainables.methods.base import Shapes, Start, TransferMethod
+from trainables.specs.models import FineSpec, InitializationSpec
+from trainables.specs.options import Options
 
 
 class FineSigma(TransferMethod):
@@ -13,14 +15,18 @@ class FineSigma(TransferMethod):
     lr_factor = 10.0
     needs_learngene = True
 
-    def prepare(self, model: DiT, options: MethodOptions) -> None:
-        if options.learngene is None:
+    def prepare(self, model: DiT, options: tuple[Options, ...], start: Start) -> None:
+        if start.learngene is None:
             raise ValueError("fine-sigma needs the learngene that the base model was assembled from")
-        apply_fine_sigma(model, options.learngene, width_mode=options.width_mode)
+        apply_fine_sigma(model, start.learngene, width_mode=start.width_mode)
 
-    def trained_shapes(self, model: DiTConfig, *, gamma_span: float | None, rank: int | None) -> dict[str, tuple[int, ...]]:
+    def trained_shapes(
+        self, model: DiTConfig, options: tuple[Options, ...], initialization: InitializationSpec | None = None
+    ) -> Shapes:
+        if not isinstance(initialization, FineSpec):
+            raise ValueError("fine-sigma needs base models of fine")
         places = [f"blocks.{block}.{place}" for block in range(model.size.depth) for place in BLOCK_MATRICES.values()]
-        return {f"{place}.delta_sigma": (rank,) for place in places}
+        return {f"{place}.delta_sigma": (initialization.learngene.rank,) for place in places}
 
     def merge(self, model: DiT) -> DiT:
         return merge_fine_sigma(model)

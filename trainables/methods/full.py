@@ -6,13 +6,14 @@ import torch
 
 from fine_core.dit import DiT
 from fine_core.transfer.delta import train_only
-from trainables.methods.base import MethodOptions, TransferMethod
+from trainables.methods.base import Start, TransferMethod
+from trainables.specs.options import Options
 
 
 class FullFineTuning(TransferMethod):
     name = "full"
 
-    def prepare(self, model: DiT, options: MethodOptions) -> None:
+    def prepare(self, model: DiT, options: tuple[Options, ...], start: Start) -> None:
         train_only(model, lambda name: True)
 
 
@@ -22,8 +23,8 @@ class Scratch(FullFineTuning):
     name = "scratch"
     exact_start = False
 
-    def prepare(self, model: DiT, options: MethodOptions) -> None:
+    def prepare(self, model: DiT, options: tuple[Options, ...], start: Start) -> None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(options.seed)
+            torch.manual_seed(start.seed)
             model.load_state_dict(DiT(model.config).state_dict())
-        super().prepare(model, options)
+        super().prepare(model, options, start)

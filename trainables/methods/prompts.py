@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fine_core.dit import DiT
 from fine_core.transfer.prompts import apply_prompts
-from trainables.methods.base import MethodOptions, TransferMethod
+from trainables.methods.base import Start, TransferMethod
+from trainables.specs.options import Options
 
 
 class VPTDeep(TransferMethod):
@@ -13,5 +14,5 @@ class VPTDeep(TransferMethod):
     exact_start = False  # the blocks attend to the prompt from the first step on
     mergeable = False
 
-    def prepare(self, model: DiT, options: MethodOptions) -> None:
-        apply_prompts(model, seed=options.seed)
+    def prepare(self, model: DiT, options: tuple[Options, ...], start: Start) -> None:
+        apply_prompts(model, seed=start.seed)

@@ -23,6 +23,7 @@ class JobSpec:
 
     kind: ClassVar[str]
     version: ClassVar[int] = 4
+    is_given: ClassVar[bool] = False  # by the user: it is not computed
 
     @cached_property
     def id(self) -> str:
@@ -94,6 +95,7 @@ class TrainingJobSpec(JobSpec):
 class InputSpec(JobSpec):
     """Base of what the user gives, known by the hash of its content. The sweep's process puts it into the store."""
 
+    is_given: ClassVar[bool] = True
     sha256: str
 
 

@@ -71,14 +71,14 @@ class LearngeneSpec(TrainingJobSpec):
         return (self.decomposition, *((self.decomposition.source,) if self.teacher_weight > 0 else ()))
 
 
-@spec("scratch")
-class ScratchSpec:
-    """Start from DiT's own initialization."""
+class InitializationSpec:
+    """Base of how a base model starts."""
 
-    name: ClassVar[str] = "scratch"
+    name: ClassVar[str]
 
     @property
     def needs(self) -> tuple[JobSpec, ...]:
+        """Artifacts that must be in the store before."""
         return ()
 
     @property
@@ -86,9 +86,19 @@ class ScratchSpec:
         """Settings that tell base models of one initialization and size apart."""
         return {}
 
+    def check_steps(self, steps: int) -> None:
+        """Raises ValueError if a base model that trains for so many steps cannot start so."""
+
+
+@spec("scratch")
+class ScratchSpec(InitializationSpec):
+    """Start from DiT's own initialization."""
+
+    name: ClassVar[str] = "scratch"
+
 
 @spec("given")
-class GivenSpec:
+class GivenSpec(InitializationSpec):
     """The given model, at its own size and as it is."""
 
     name: ClassVar[str] = "given"
@@ -98,13 +108,9 @@ class GivenSpec:
     def needs(self) -> tuple[JobSpec, ...]:
         return (self.source,)
 
-    @property
-    def details(self) -> dict[str, int]:
-        return {}
-
 
 @spec("fine")
-class FineSpec:
+class FineSpec(InitializationSpec):
     """Start from a learngene: assemble the size, train sigma alone for `sigma_steps`, merge, go on unconstrained.
 
     The four arms of the paper's ablation: `sigma_init` random, identical or linear with `sigma_steps` = 0, and
@@ -126,14 +132,15 @@ class FineSpec:
     def details(self) -> dict[str, int]:
         return {"sigma_steps": self.sigma_steps}
 
-
-Initialization = ScratchSpec | FineSpec | GivenSpec
+    def check_steps(self, steps: int) -> None:
+        sigma_steps = self.sigma_steps
+        check(0 <= sigma_steps <= steps, f"sigma_steps is {sigma_steps}; it must be between 0 and steps ({steps})")
 
 
 class PointSpec(TrainingJobSpec):
     """Base of the models that a sweep compares: trained on a dataset, and scored there."""
 
-    initialization: Initialization
+    initialization: InitializationSpec
     model: DiTConfig
     dataset: str
     training: TrainingSpec
@@ -150,15 +157,14 @@ class BaseModelSpec(PointSpec):
     """An initialization and a size, trained for `training.steps` in all (sigma steps included)."""
 
     kind: ClassVar[str] = "base"
-    initialization: Initialization
+    initialization: InitializationSpec
     model: DiTConfig
     dataset: str
     training: TrainingSpec
     seed: int
 
     def __post_init__(self) -> None:
-        sigma_steps, steps = self.initialization.details.get("sigma_steps", 0), self.training.steps
-        check(0 <= sigma_steps <= steps, f"sigma_steps is {sigma_steps}; it must be between 0 and steps ({steps})")
+        self.initialization.check_steps(self.training.steps)
 
     @property
     def label(self) -> str:

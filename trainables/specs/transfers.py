@@ -6,13 +6,11 @@ from typing import ClassVar
 
 from fine_core.data.registry import dataset_info, image_size_of
 from fine_core.dit import DiTConfig
-from fine_core.retention import RetentionSchedule
 from fine_core.sampling.sampler import SamplerSpec
 from trainables.specs.base import JobSpec, TrainingSpec, check
 from trainables.specs.identity import spec
-from trainables.specs.models import BaseModelSpec, Initialization, PointSpec
-
-WEIGHTINGS = ("sampling", "loss")
+from trainables.specs.models import BaseModelSpec, InitializationSpec, PointSpec
+from trainables.specs.options import Options
 
 
 @spec("bank")
@@ -49,52 +47,16 @@ class BankSpec(JobSpec):
         return (self.base,)
 
 
-@spec("rehearsal")
-class RehearsalSpec:
-    """How Diff-Tuning spreads adaptation and retention over the timesteps.
-
-    `weighting`: the schedule as probabilities of timesteps (the released code), or as loss weights (the paper's formula).
-    `source_ratio` of a batch is rehearsed, at `retention_weight` times the target's mean loss; None and 0 if nothing is.
-    """
-
-    schedule: RetentionSchedule
-    weighting: str
-    retention_weight: float
-    source_ratio: float | None
-
-    def __post_init__(self) -> None:
-        check(self.weighting in WEIGHTINGS, f"unknown weighting {self.weighting!r}; choose one of {', '.join(WEIGHTINGS)}")
-        check(self.retention_weight >= 0, f"retention_weight is {self.retention_weight}; it must be 0 or more")
-        check(
-            (self.retention_weight == 0) == (self.source_ratio is None),
-            "source_ratio must be None if and only if retention_weight is 0",
-        )
-        check(
-            self.source_ratio is None or 0 < self.source_ratio < 1,
-            f"source_ratio is {self.source_ratio}; it must be between 0 and 1",
-        )
-
-    def rehearsed_per_batch(self, batch_size: int) -> int:
-        """Images of a batch that are rehearsed. Raises ValueError if none is left for the target."""
-        number = max(1, round(batch_size * (self.source_ratio or 0.0)))
-        check(number < batch_size, f"a source_ratio of {self.source_ratio} leaves no target image in a batch of {batch_size}")
-        return number
-
-
 @spec("transfer")
 class TransferSpec(PointSpec):
-    """A base model taken to a target domain by one method.
-
-    What a method does not use is None, so that options of others do not change its id.
-    """
+    """A base model taken to a target domain by one method, with the options that this method has."""
 
     kind: ClassVar[str] = "transfer"
-    version: ClassVar[int] = 4  # streams of its own, as the learngene
+    version: ClassVar[int] = 5  # a method's options stand together; LoRA is one method with a rank
     base: BaseModelSpec
     method: str
-    rehearsal: RehearsalSpec | None
+    options: tuple[Options, ...] = ()
     bank: BankSpec | None
-    gamma_span: float | None
     dataset: str
     training: TrainingSpec
     seed: int
@@ -104,8 +66,8 @@ class TransferSpec(PointSpec):
             self.dataset != self.base.dataset,
             f"target {self.dataset!r} is what the base models learned already; name another, or --transfer none",
         )
-        if self.rehearsal is not None and self.rehearsal.source_ratio is not None:
-            self.rehearsal.rehearsed_per_batch(self.training.batch_size)
+        for options in self.options:
+            options.check_training(self.training)
 
     @property
     def model(self) -> DiTConfig:  # type: ignore[override]
@@ -131,7 +93,7 @@ class TransferSpec(PointSpec):
         )
 
     @property
-    def initialization(self) -> Initialization:  # type: ignore[override]
+    def initialization(self) -> InitializationSpec:  # type: ignore[override]
         return self.base.initialization
 
     @property
@@ -140,8 +102,8 @@ class TransferSpec(PointSpec):
 
     @property
     def method_label(self) -> str:
-        """The method with its schedule."""
-        return self.method if self.rehearsal is None else f"{self.method} {self.rehearsal.schedule}"
+        """The method with what tells its points apart."""
+        return " ".join(part for part in (self.method, *(options.label for options in self.options)) if part)
 
     @property
     def label(self) -> str:

@@ -26,7 +26,6 @@ from trainables.storage.record import Record, StoredFile
 
 CHECKPOINT_FOLDER = "tune"  # Ray Tune's: <attempt>/<run id>.<job id>/checkpoint_*
 WORKER_GROUP_FOLDER = "train"  # Ray Train's: <run id>/checkpoint_*
-KINDS = ("extractor", "learngene", "decomposition", "base", "bank", "transfer", "score", "source", "file", "vae")
 OLD_KINDS = ("trial", "rung", "curve")  # folders of jobs as versions before this one kept them
 READERS = 16  # threads: on an object store each record takes a round trip
 
@@ -119,10 +118,10 @@ class Store:
         with ThreadPoolExecutor(max_workers=READERS) as pool:
             yield from (content for content in pool.map(self._read_json, paths) if content is not None)
 
-    def count_old_records(self, known: frozenset[str]) -> dict[str, int]:
-        """How many records of each kind this version cannot use. `known`: ids of jobs that need no look."""
+    def count_old_records(self, kinds: Iterable[str], known: frozenset[str]) -> dict[str, int]:
+        """How many records of each kind this version cannot use. `kinds`: those of today; `known`: ids that need no look."""
         counts: dict[str, int] = {}
-        for kind in (*KINDS, *OLD_KINDS):
+        for kind in (*kinds, *OLD_KINDS):
             for content in self._record_contents(kind, without=known):
                 try:
                     job_from_record(content)

@@ -1,4 +1,4 @@
-"""Run the jobs of a stage as Ray Tune trials: inside the trial's reused process, or on a Ray Train worker group."""
+"""Run tasks as Ray Tune trials: inside the trial's process, which all kinds of jobs reuse, or on a Ray Train worker group."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pickle
 import tempfile
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,8 @@ from sweeps.execution.errors import StoppedSweep
 from sweeps.execution.ray_environment import WAITING_TRIALS
 from sweeps.execution.runner import RunnerSpec, cluster_slots, trials_that_fit
 from trainables.failures import Failure, FailureKind, failure_of, failure_of_text, last_line
+from trainables.jobs.kind import Workers
+from trainables.jobs.registry import kind_of
 from trainables.jobs.run import run_task
 from trainables.specs.base import JobSpec
 from trainables.specs.tasks import Task
@@ -37,7 +38,12 @@ ENDS_OF_TUNE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, tune.Tu
 
 
 class TaskSource(Protocol):
-    """Where a stage's jobs come from; asked in the sweep's own process whenever a worker is free."""
+    """Where tasks come from; asked in the sweep's own process whenever a worker is free.
+
+    `hands_out_ahead`: whether its next tasks are the same, whatever the running ones give.
+    """
+
+    hands_out_ahead: bool
 
     def next_task(self) -> Task | None:
         """None if there is nothing to start before a running job has ended, or nothing any more."""
@@ -45,21 +51,11 @@ class TaskSource(Protocol):
     def is_exhausted(self) -> bool:
         """Whether there will be no further job, whatever the running ones give."""
 
-
-class FixedTasks:
-    """Tasks that are known beforehand, in their order."""
-
-    def __init__(self, tasks: Iterable[Task]) -> None:
-        self.left = deque(tasks)
-
-    def next_task(self) -> Task | None:
-        return self.left.popleft() if self.left else None
-
-    def is_exhausted(self) -> bool:
-        return not self.left
+    def workers_wanted(self, task: Task, slots: int) -> int:
+        """With how many workers, of `slots`, a task that can use them all no longer holds up the sweep."""
 
 
-class StageListener(Protocol):
+class TaskListener(Protocol):
     """Hears of every task, in the sweep's own process."""
 
     def started(self, task: Task) -> None: ...
@@ -79,7 +75,7 @@ def trials_at_once(runner: RunnerSpec, source: TaskSource) -> int:
     fit = trials_that_fit(runner)
     if not is_joined():
         return fit
-    if not isinstance(source, FixedTasks):
+    if not source.hands_out_ahead:
         return fit + 1
     return fit + (min(fit, WAITING_GROUPS) if runner.groups_trials else WAITING_TRIALS)
 
@@ -136,7 +132,8 @@ class _JobSearcher(Searcher):
         task = self.source.next_task()
         if task is None:
             return Searcher.FINISHED if self.source.is_exhausted() else None
-        num_workers = self.runner.workers_for(task.job, self.slots)
+        wanted = self.source.workers_wanted(task, self.slots) if kind_of(task.job).workers is Workers.ALL else 1
+        num_workers = self.runner.workers_for(task.job, wanted)
         setup = _TrialSetup(
             task=task,
             group_size=num_workers if self.runner.uses_worker_group(task.job, num_workers) else 0,
@@ -147,7 +144,7 @@ class _JobSearcher(Searcher):
         return {"setup": setup}
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        """Sources hear of their jobs through the stage's listener, with the reason of a failure."""
+        """Sources hear of their jobs through the listener, with the reason of a failure."""
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()  # for Tuner.restore, which sweeps do not use
@@ -202,7 +199,7 @@ class _GrowingLimiter(tune.Callback):
 class _TuneEvents(tune.Callback):
     """Translates Tune's callbacks for the listener, and clears up after finished jobs."""
 
-    def __init__(self, listener: StageListener, store: Store) -> None:
+    def __init__(self, listener: TaskListener, store: Store) -> None:
         self.listener, self.store = listener, store
         self.all_done = True
         self.failures: dict[str, str] = {}
@@ -243,10 +240,10 @@ class _TuneEvents(tune.Callback):
         self.listener.failed(task, failure_of_text(text, task.id, self.store))
 
 
-def run_stage(name: str, source: TaskSource, store: Store, runner: RunnerSpec, listener: StageListener) -> None:
-    """Run a source's jobs until it has no more; checkpoints of finished jobs are deleted.
+def run_tasks(name: str, source: TaskSource, store: Store, runner: RunnerSpec, listener: TaskListener) -> None:
+    """Run a source's tasks until it has no more; checkpoints of finished jobs are deleted.
 
-    An interrupted stage leaves its checkpoints: the same jobs run again go on from them.
+    What is interrupted leaves its checkpoints: the same jobs run again go on from them.
     """
     slots = max(1, cluster_slots(runner))
     attempt = f"{name}-{uuid.uuid4().hex[:8]}"  # a folder of its own: Ray would write over an older attempt's checkpoints
@@ -276,6 +273,6 @@ def run_stage(name: str, source: TaskSource, store: Store, runner: RunnerSpec, l
     except StoppedSweep:
         raise
     except (*ENDS_OF_TUNE, ray.exceptions.RayError) as error:
-        raise StoppedSweep(f"Ray ended the stage {name}: {last_line(str(error))}") from error
+        raise StoppedSweep(f"Ray ended the sweep {name}: {last_line(str(error))}") from error
     if events.all_done:
         store.delete(f"{CHECKPOINT_FOLDER}/{attempt}")
