@@ -20,8 +20,10 @@ import click
 import torch
 
 from fine_core.data.source import ImageSet
+from fine_core.denoiser import denoiser_of
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize
-from fine_core.parameterizations.ddpm import Diffusion
+from fine_core.parameterizations import PARAMETERIZATIONS, Parameterization
+from fine_core.parameterizations.losses import training_losses
 from fine_core.retention import RetentionSchedule
 from trainables.methods import TRANSFER_METHODS, MethodOptions, TransferData
 from trainables.specs.base import TrainingSpec
@@ -46,7 +48,7 @@ class Stepper:
 
     trainer: PhaseTrainer
     batches: BatchSource
-    diffusion: Diffusion
+    parameterization: Parameterization
     done: int = 0
 
     @classmethod
@@ -63,18 +65,27 @@ class Stepper:
         return cls(
             trainer=PhaseTrainer(model, Phase(name=name, steps=1000, lr=1e-4), training, run, skips_parameters=False),
             batches=batches,
-            diffusion=Diffusion().to(device),
+            parameterization=PARAMETERIZATIONS[config.parameterization],
         )
 
     def step(self) -> float:
         """Seconds of one step."""
         started = time.perf_counter()
         b = self.batches.batch(self.done)
-        data = (b.images, b.t, b.labels, b.noise)
-        losses = self.diffusion.losses(self.trainer.forward, *data, teacher=self.batches.teacher, distilled=b.distilled)
+        teacher = None if self.batches.teacher is None else denoiser_of(self.batches.teacher)
+        losses = training_losses(
+            self.parameterization,
+            denoiser_of(self.trainer.forward),
+            b.images,
+            self.parameterization.times(b.ranks),
+            b.conditions,
+            b.noise,
+            teacher=teacher,
+            distilled=b.distilled,
+        )
         self.trainer.step((b.weights * losses).sum(), self.done)
         self.done += 1
-        if b.t.is_cuda:
+        if b.noise.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - started
 

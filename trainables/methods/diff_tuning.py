@@ -10,7 +10,7 @@ import copy
 import torch
 
 from fine_core.dit import DiT
-from fine_core.parameterizations.ddpm import NUM_TIMESTEPS
+from fine_core.parameterizations.ranks import NUM_LEVELS
 from trainables.methods.base import MethodOptions, TransferData, TransferMethod
 from trainables.specs.transfers import TransferSpec
 from trainables.training.batches import BatchSource, RehearsingBatches, uniform_probabilities
@@ -42,7 +42,7 @@ class DiffTuning(TransferMethod):
     def batches(self, transfer: TransferSpec, data: TransferData) -> BatchSource:
         spec, size = transfer.rehearsal, transfer.training.batch_size
         schedule, sampled = spec.schedule, spec.weighting == "sampling"
-        uniform, ones = uniform_probabilities(), torch.ones(NUM_TIMESTEPS)
+        uniform, ones = uniform_probabilities(), torch.ones(NUM_LEVELS)
         retained = spec.rehearsed_per_batch(size) if self.retains and spec.source_ratio is not None else 0
         adapts = {"probabilities": uniform, "weights": ones}
         if self.reconsolidates:
