@@ -152,8 +152,8 @@ def test_distances_are_those_of_the_weights(name, store, tmp_path):
 
 def test_the_source_is_scored_under_the_null_label(store, monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(score, "draw_batch", lambda model, labels, *a, **k: drawn.append(labels) or torch.rand(
-        len(labels), 1, 8, 8))  # fmt: skip
+    monkeypatch.setattr(score, "draw_batch", lambda model, conditions, *a, **k: drawn.append(conditions["y"]) or torch.rand(
+        len(conditions["y"]), 1, 8, 8))  # fmt: skip
     point = tiny_point(tiny_transfer("full"))
     other = Store(shutil.copytree(store.root, tmp_path / "store", ignore=shutil.ignore_patterns("score")))
     record = compute(point.forgetting_before, other, LocalContext("unused"))
