@@ -51,6 +51,7 @@ class GridSpec:
     `rank_ratio` is the factors' rank over the width; `transfer` is None without a transfer stage. `source` is a given model
     that FINE's learngene is decomposed from and all points take their shape from, but for depth and width. `scoring` is
     None where the built-in classifiers score; `forgetting` is how the source domain is scored after a transfer, None if not.
+    `parameterization` is that of all models, unless there is a `source`, which has its own.
     """
 
     dataset: str
@@ -79,6 +80,7 @@ class GridSpec:
     als_sweeps: int
     teacher_weight: float
     forgetting: EvaluationSpec | None = None
+    parameterization: str = "ddpm"
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "methods", "seeds"):
@@ -109,7 +111,7 @@ class GridSpec:
 
     def _model(self, size: ModelSize) -> DiTConfig:
         if self.source is None:
-            return model_config(self.dataset, size, patch_size=self.patch_size)
+            return model_config(self.dataset, size, patch_size=self.patch_size, parameterization=self.parameterization)
         check(
             size.width <= self.source.model.size.width,
             f"width {size.width} is wider than the source's {self.source.model.size.width}; name a smaller one",
