@@ -20,10 +20,12 @@ import click
 import torch
 
 from fine_core.data.source import ImageSet
+from fine_core.denoiser import denoiser_of
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize
-from fine_core.parameterizations.ddpm import Diffusion
+from fine_core.parameterizations import PARAMETERIZATIONS, Parameterization
+from fine_core.parameterizations.losses import training_losses
 from fine_core.retention import RetentionSchedule
-from trainables.methods import TRANSFER_METHODS, MethodOptions, TransferData
+from trainables.methods import TRANSFER_METHODS, Start, TransferData
 from trainables.specs.base import TrainingSpec
 from trainables.specs.transfers import RehearsalSpec
 from trainables.storage.provenance import PeakMemory
@@ -46,7 +48,7 @@ class Stepper:
 
     trainer: PhaseTrainer
     batches: BatchSource
-    diffusion: Diffusion
+    parameterization: Parameterization
     done: int = 0
 
     @classmethod
@@ -57,24 +59,33 @@ class Stepper:
         images = torch.randn(256, config.in_channels, config.input_size, config.input_size)
         data = ImageSet(images=images, labels=torch.arange(256) % config.num_classes)
         # Of a transfer, batches read these alone.
-        transfer = SimpleNamespace(model=config, training=training, rehearsal=REHEARSAL, data_seed=0)
+        transfer = SimpleNamespace(model=config, training=training, options=method.default_options(), data_seed=0)
         batches = method.batches(transfer, TransferData(target=data, bank=data, base=model, device=device))
-        method.prepare(model, MethodOptions())
+        method.prepare(model, method.default_options(), Start())
         return cls(
             trainer=PhaseTrainer(model, Phase(name=name, steps=1000, lr=1e-4), training, run, skips_parameters=False),
             batches=batches,
-            diffusion=Diffusion().to(device),
+            parameterization=PARAMETERIZATIONS[config.parameterization],
         )
 
     def step(self) -> float:
         """Seconds of one step."""
         started = time.perf_counter()
         b = self.batches.batch(self.done)
-        data = (b.images, b.t, b.labels, b.noise)
-        losses = self.diffusion.losses(self.trainer.forward, *data, teacher=self.batches.teacher, distilled=b.distilled)
+        teacher = None if self.batches.teacher is None else denoiser_of(self.batches.teacher)
+        losses = training_losses(
+            self.parameterization,
+            denoiser_of(self.trainer.forward),
+            b.images,
+            self.parameterization.times(b.ranks),
+            b.conditions,
+            b.noise,
+            teacher=teacher,
+            distilled=b.distilled,
+        )
         self.trainer.step((b.weights * losses).sum(), self.done)
         self.done += 1
-        if b.t.is_cuda:
+        if b.noise.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
@@ -93,7 +104,7 @@ def step_times(methods: list[str], config: DiTConfig, batch_sizes: dict[str, int
 def _peak_growth(name: str, config: DiTConfig, batch_size: int, device: str, threads: int) -> int:
     torch.set_num_threads(threads)
     where = torch.device(device)
-    TRANSFER_METHODS[name].count_trained(config, gamma_span=None, rank=None)  # imports what a method needs, unmeasured
+    TRANSFER_METHODS[name].count_trained(config, TRANSFER_METHODS[name].default_options())  # imports what a method needs, unmeasured
     model = DiT(config).to(where)
     before = PeakMemory(where).bytes()
     memory = PeakMemory(where)

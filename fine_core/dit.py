@@ -8,12 +8,14 @@ Shapes: N batch, C channels, H image height = width, T tokens, D width, P patch 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
 import torch
 from timm.layers import Attention, Mlp, PatchEmbed, freq_bands
 from torch import Tensor, nn
+
+from fine_core.parameterizations import PARAMETERIZATIONS
 
 FREQUENCY_DIM = 256  # width of the sinusoidal timestep features
 MLP_RATIO = 4
@@ -63,6 +65,9 @@ class DiTConfig:
     `input_size` is the height and width of the (latent) image. `timestep_freq_shift` is 0 in the public checkpoints;
     diffusers' `DiTTransformer2DModel` uses 1: it divides the frequencies' exponent by one less. `position_scale`
     divides the coordinates of the sin-cos positions: 2 for a model that was trained at half the resolution.
+    `parameterization` names what the network predicts (see `fine_core.parameterizations`).
+
+    Raises ValueError if a number is not positive, the patches do not fit, or the parameterization is unknown.
     """
 
     size: ModelSize
@@ -73,6 +78,8 @@ class DiTConfig:
     learn_sigma: bool = True
     timestep_freq_shift: int = 0
     position_scale: int = 1
+    # Ids and files leave out a field that has the value that it was introduced with: those of before stay as they are.
+    parameterization: str = field(default="ddpm", metadata={"introduced": "ddpm"})
 
     def __post_init__(self) -> None:
         for name in ("input_size", "patch_size", "in_channels", "num_classes", "position_scale"):
@@ -81,6 +88,10 @@ class DiTConfig:
             self.input_size % self.patch_size == 0,
             f"input_size {self.input_size} is not divisible by patch_size {self.patch_size}",
         )
+        _require(
+            self.parameterization in PARAMETERIZATIONS,
+            f"unknown parameterization {self.parameterization!r}; choose one of {', '.join(PARAMETERIZATIONS)}",
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -88,7 +99,7 @@ class DiTConfig:
 
     @property
     def out_channels(self) -> int:
-        return self.in_channels * (2 if self.learn_sigma else 1)
+        return PARAMETERIZATIONS[self.parameterization].out_channels(self.in_channels, learn_sigma=self.learn_sigma)
 
     def at_resolution(self, input_size: int) -> DiTConfig:
         """The same model for images that are larger by an integer factor f: PE(i, j) of the small grid becomes PE(i/f, j/f)
@@ -203,9 +214,10 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict the noise (and variance, if learned).
+        """Predict what the model's parameterization asks for: the noise (and variance, if learned) for DDPM.
 
-        x: noisy images (N, C, H, H); t: timesteps (N,), 0 = data side; y: labels (N,), `num_classes` = null class.
+        x: noisy images (N, C, H, H); t: what the parameterization tells of the time (N,), for DDPM the timestep, 0 = data side;
+        y: labels (N,), `num_classes` = null class.
         Returns (N, out_channels, H, H).
         """
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)

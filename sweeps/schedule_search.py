@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 from rich.console import Console
 
-from fine_core.sampling.sampler import SAMPLERS as IMAGE_SAMPLERS
+from fine_core.sampling.schedulers import SAMPLERS as IMAGE_SAMPLERS
 from sweeps.command_line.method_options import chosen_options, parameter_name
 from sweeps.command_line.options import grid_from, grid_options, runner_from
 from sweeps.command_line.parsing import OneLineErrors, RenamedOption, byte_count, names
@@ -85,7 +85,7 @@ class SearchRequest(Request):
     show_default=True,
     help="Study sampler: Optuna's algorithm that proposes points.",
 )
-@click.option("--image-sampler", "sampler", type=click.Choice(IMAGE_SAMPLERS), help="Image sampler of the scores.")
+@click.option("--image-sampler", "sampler", type=click.Choice(list(IMAGE_SAMPLERS)), help="Image sampler of the scores.")
 @click.option("--study-seed", type=int, default=0, show_default=True, help="Seed of the study sampler.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of all training.")
 @click.option(

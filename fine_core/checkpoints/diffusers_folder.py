@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fine_core.checkpoints.native import (
     CheckpointError,
+    check_public,
     config_from_json,
     config_to_json,
     load_strictly,
@@ -24,7 +25,7 @@ from fine_core.checkpoints.native import (
     save_tensors,
 )
 from fine_core.dit import DiT, DiTConfig, ModelSize, position_table
-from fine_core.sampling.sampler import SamplerSpec, make_scheduler
+from fine_core.sampling.schedulers import make_scheduler
 
 PIPELINE_NULL_CLASS = 1000  # written in DiTPipeline's code
 SIDECAR = "fine-sweeps.safetensors"  # the config and the positions; diffusers computes its own positions
@@ -47,13 +48,15 @@ def transformer_of(model: DiT, *, plain: bool = False):
 
     A model with the public code's timestep features becomes an instance of our subclass, which computes them. With `plain`
     it becomes diffusers' own class, whose outputs differ. Raises ValueError for more than 1,000 classes (the pipeline would
-    take one of them as the null class) and for positions scaled to another resolution (diffusers cannot express them).
+    take one of them as the null class), for positions scaled to another resolution (diffusers cannot express them) and for
+    another parameterization than that of `DiTPipeline`.
     """
     from diffusers import DiTTransformer2DModel
 
     from fine_core.pipeline.public_transformer import PublicDiTTransformer2DModel
 
     config, size = model.config, model.config.size
+    check_public(config, "a diffusers folder")
     transformer_class = DiTTransformer2DModel if plain or config.timestep_freq_shift == 1 else PublicDiTTransformer2DModel
     if config.num_classes > PIPELINE_NULL_CLASS:
         raise ValueError(f"DiTPipeline takes row 1000 for the null class; this model has {config.num_classes} classes")
@@ -105,7 +108,7 @@ def export_diffusers(model: DiT, folder: str | os.PathLike, *, vae=None, plain: 
     pipeline = DiTPipeline(
         transformer=transformer_of(model, plain=plain),
         vae=PixelVAE() if vae is None else vae,
-        scheduler=make_scheduler(SamplerSpec(sampler="ddim"), model.config.learn_sigma),
+        scheduler=make_scheduler("ddim", model.config),
     )
     pipeline.save_pretrained(folder)
     sidecar = {"pos_embed": model.pos_embed}

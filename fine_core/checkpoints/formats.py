@@ -41,6 +41,6 @@ def describe(config: DiTConfig) -> str:
     return (
         f"{names[0] if names else 'DiT'}: depth {size.depth}, width {size.width}, {size.num_heads} heads, patch "
         f"{config.patch_size}, {config.in_channels} x {config.input_size} x {config.input_size}, {config.num_classes} classes, "
-        f"{'learned' if config.learn_sigma else 'fixed'} variance; {count_parameters(config):,} parameters, "
-        f"{count_macs(config) / 1e9:.4g} GMAC"
+        f"{'learned' if config.learn_sigma else 'fixed'} variance, {config.parameterization}; "
+        f"{count_parameters(config):,} parameters, {count_macs(config) / 1e9:.4g} GMAC"
     )

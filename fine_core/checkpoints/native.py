@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from fine_core.dit import DiT, DiTConfig, ModelSize
 from fine_core.files import whole_file
 
 METADATA_KEY = "fine-sweeps"
+PUBLIC_PARAMETERIZATION = "ddpm"  # of DiT checkpoints and of `DiTPipeline`
 
 
 class CheckpointError(ValueError):
@@ -65,11 +66,23 @@ def load_tensors(path: str | os.PathLike, *, kind: str) -> tuple[dict[str, Tenso
 
 
 def config_to_json(config: DiTConfig) -> dict:
-    return asdict(config)
+    """The config without the fields that have the value that they were introduced with: equal models give equal files."""
+    content = asdict(config)
+    left_out = {f.name for f in fields(config) if "introduced" in f.metadata and content[f.name] == f.metadata["introduced"]}
+    return {name: value for name, value in content.items() if name not in left_out}
 
 
 def config_from_json(data: dict) -> DiTConfig:
     return DiTConfig(**{**data, "size": ModelSize(**data["size"])})
+
+
+def check_public(config: DiTConfig, format: str) -> None:
+    """Raises CheckpointError for a model that a public format, which has no place for the parameterization, cannot hold."""
+    if config.parameterization != PUBLIC_PARAMETERIZATION:
+        raise CheckpointError(
+            f"{format} holds models of parameterization {PUBLIC_PARAMETERIZATION!r} alone, this one is of "
+            f"{config.parameterization!r}"
+        )
 
 
 def save_model(model: DiT, path: str | os.PathLike) -> None:

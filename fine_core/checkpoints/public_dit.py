@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fine_core.checkpoints.native import CheckpointError, load_strictly
+from fine_core.checkpoints.native import CheckpointError, check_public, load_strictly
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize, position_table
 
 POSITION_TOLERANCE = 1e-5  # the public code computes its table in double precision
@@ -112,8 +112,12 @@ def load_public(path: str | os.PathLike, *, num_heads: int | None = None) -> DiT
 
 
 def export_state_dict(model: DiT, path: str | os.PathLike) -> None:
-    """Write the flat state dict under the public names: `.safetensors`, or `.pt` as the public code reads it."""
+    """Write the flat state dict under the public names: `.safetensors`, or `.pt` as the public code reads it.
+
+    Raises CheckpointError for another suffix, or a model of another parameterization than the public ones.
+    """
     path = Path(path)
+    check_public(model.config, "a flat state dict")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     if path.suffix == ".safetensors":
         save_file(tensors, path)

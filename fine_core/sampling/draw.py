@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fine_core.denoiser import LABEL, Conditions, denoiser_of, without_label
 from fine_core.dit import DiT
+from fine_core.parameterizations import PARAMETERIZATIONS
 from fine_core.randomness import stream_generator
-from fine_core.sampling.sampler import SamplerSpec, make_scheduler
+from fine_core.sampling.sampler import SamplerSpec
+from fine_core.sampling.schedulers import SAMPLERS, make_scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,35 +25,43 @@ class Tail:
 
 @torch.no_grad()
 def sample_images(
-    model: DiT, labels: Tensor, spec: SamplerSpec, *, generator: torch.Generator, tail: Tail | None = None
+    model: DiT, conditions: Conditions, spec: SamplerSpec, *, generator: torch.Generator, tail: Tail | None = None
 ) -> Tensor:
-    """Draw one image for each label (N,); returns (N, C, H, H), about in [-1, 1]. The model's device is used.
+    """Draw one image for each row of the conditions (N, ...); returns (N, C, H, H), about in [-1, 1]. Their device is used.
 
-    Guidance acts on all channels of the noise (Ho & Salimans, arXiv 2207.12598, equation 6).
+    Guidance acts on all channels of the prediction (Ho & Salimans, arXiv 2207.12598, equation 6), and on the label alone:
+    other conditions stay. Raises ValueError if the sampler does not fit the model's parameterization.
     """
-    config, device = model.config, labels.device
-    scheduler = make_scheduler(spec, config.learn_sigma)
+    config, labels = model.config, conditions[LABEL]
+    parameterization, sampler = PARAMETERIZATIONS[config.parameterization], SAMPLERS[spec.sampler]
+    scheduler = make_scheduler(spec.sampler, config)
     scheduler.set_timesteps(spec.sampling_steps)
     shape = (len(labels), config.in_channels, config.input_size, config.input_size)
-    x = torch.randn(shape, generator=generator, device=device) * scheduler.init_noise_sigma
-    null_labels = torch.full_like(labels, config.num_classes)
-    extra = {"generator": generator} if spec.sampler in ("ddim", "ddpm") else {}
+    x = torch.randn(shape, generator=generator, device=labels.device) * scheduler.init_noise_sigma
+    unlabelled = without_label(conditions, config.num_classes)
+    denoise, finish = denoiser_of(model), denoiser_of(model if tail is None else tail.model)
+    taken_channels = config.out_channels if sampler.takes_variance else config.in_channels
+    extra = {"generator": generator} if sampler.draws_noise else {}
     first_tail_step = spec.sampling_steps - (0 if tail is None else tail.steps)
     for step, timestep in enumerate(scheduler.timesteps.tolist()):
-        t = torch.full_like(labels, timestep)
-        in_tail = step >= first_tail_step
-        output = tail.model(x, t, null_labels) if in_tail else model(x, t, labels)
-        if spec.guidance_scale > 1 and not in_tail:
-            null_output = model(x, t, null_labels)
-            eps = null_output + spec.guidance_scale * (output - null_output)
-            output = torch.cat([eps[:, : config.in_channels], output[:, config.in_channels :]], dim=1)
-        if not (spec.sampler == "ddpm" and config.learn_sigma):
-            output = output[:, : config.in_channels]
-        x = scheduler.step(output, timestep, x, **extra).prev_sample
+        seen = scheduler.scale_model_input(x, timestep)
+        t = torch.full((len(labels),), timestep, dtype=torch.float32, device=labels.device)
+        time = parameterization.network_time(parameterization.times_of_scheduler(t))
+        if step >= first_tail_step:
+            output = finish(seen, time, unlabelled)
+        else:
+            output = denoise(seen, time, conditions)
+            if spec.guidance_scale > 1:
+                null_output = denoise(seen, time, unlabelled)
+                guided = null_output + spec.guidance_scale * (output - null_output)
+                output = torch.cat([guided[:, : config.in_channels], output[:, config.in_channels :]], dim=1)
+        x = scheduler.step(output[:, :taken_channels], timestep, x, **extra).prev_sample
     return x
 
 
-def draw_batch(model: DiT, labels: Tensor, spec: SamplerSpec, *, seed: int, index: int, tail: Tail | None = None) -> Tensor:
+def draw_batch(
+    model: DiT, conditions: Conditions, spec: SamplerSpec, *, seed: int, index: int, tail: Tail | None = None
+) -> Tensor:
     """Samples (N, C, H, H) of batch `index`, drawn from the stream (seed, "sample", index)."""
-    generator = stream_generator(seed, "sample", index, device=labels.device)
-    return sample_images(model, labels, spec, generator=generator, tail=tail)
+    generator = stream_generator(seed, "sample", index, device=conditions[LABEL].device)
+    return sample_images(model, conditions, spec, generator=generator, tail=tail)

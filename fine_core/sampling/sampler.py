@@ -1,12 +1,11 @@
-"""The image sampler: a scheduler of diffusers, the number of denoising steps and the guidance."""
+"""How images are drawn: the image sampler, the number of denoising steps and the guidance."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fine_core.parameterizations.ddpm import BETA_END, BETA_START, NUM_TIMESTEPS
-
-SAMPLERS = ("ddim", "dpm-solver++", "ddpm")
+from fine_core.parameterizations.ddpm import NUM_TIMESTEPS
+from fine_core.sampling.schedulers import SAMPLERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,22 +28,3 @@ class SamplerSpec:
     def passes_per_sample(self) -> int:
         """Forward passes of the model for one image."""
         return self.sampling_steps * (2 if self.guidance_scale > 1 else 1)
-
-
-def make_scheduler(spec: SamplerSpec, learn_sigma: bool):
-    """diffusers' scheduler on DiT's linear schedule."""
-    # Imported late: training runs where diffusers is not installed.
-    from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
-
-    betas = {
-        "num_train_timesteps": NUM_TIMESTEPS,
-        "beta_start": BETA_START,
-        "beta_end": BETA_END,
-        "beta_schedule": "linear",
-    }
-    if spec.sampler == "ddim":
-        return DDIMScheduler(**betas, clip_sample=False)
-    if spec.sampler == "dpm-solver++":
-        return DPMSolverMultistepScheduler(**betas, algorithm_type="dpmsolver++")
-    variance_type = "learned_range" if learn_sigma else "fixed_small"
-    return DDPMScheduler(**betas, clip_sample=False, variance_type=variance_type)

@@ -14,7 +14,9 @@ from fine_core.data.by_path import is_by_path
 from fine_core.data.readers.registry import formats
 from fine_core.data.registry import DATASETS
 from fine_core.evaluation.protocol import EvaluationSpec
-from fine_core.sampling.sampler import SAMPLERS, SamplerSpec
+from fine_core.parameterizations import PARAMETERIZATIONS
+from fine_core.sampling.sampler import SamplerSpec
+from fine_core.sampling.schedulers import SAMPLERS
 from sweeps.command_line.inputs import DEFAULT_IMAGE_SIZE, Inputs, dataset_named, read_inputs
 from sweeps.command_line.method_options import chosen_options, click_option, parameter_name
 from sweeps.command_line.parsing import RenamedOption, byte_count, integers, names
@@ -76,6 +78,13 @@ _OPTIONS = [
     click.option("--flip/--no-flip", default=True, show_default=True, help="Random mirroring of half of the images by path."),
     click.option("--seeds", callback=integers, help="Seeds for which every point is repeated, such as 0,1,2."),
     click.option("--patch-size", type=int, help="Side of a patch in pixels."),
+    click.option(
+        "--parameterization",
+        type=click.Choice(list(PARAMETERIZATIONS)),
+        default="ddpm",
+        show_default=True,
+        help="What the networks predict and how images are corrupted; with --source always that of the given model.",
+    ),
     click.option("--steps", type=int, help="Training steps of every base model, including the sigma steps."),
     click.option("--batch-size", type=int, help="Images in a training step, summed over all workers."),
     click.option("--lr", type=float, help="Learning rate of AdamW."),
@@ -112,7 +121,7 @@ _OPTIONS = [
         "sampler",
         cls=RenamedOption,
         old_names=("--sampler",),
-        type=click.Choice(SAMPLERS),
+        type=click.Choice(list(SAMPLERS)),
         help="Image sampler of the scores.",
     ),
     click.option("--sampling-steps", type=int, help="Denoising steps per image."),
@@ -141,7 +150,7 @@ _OPTIONS = [
     *(click_option(kind, item, several=True) for kind in options_of_methods() for item in kind.fields()),
     click.option("--tuned", callback=names, help="Files best.json of schedule_search.py: their settings are done besides."),
     click.option("--bank-images", type=int, help="Images in a knowledge bank."),
-    click.option("--bank-sampler", type=click.Choice(SAMPLERS), help="Image sampler of the knowledge bank."),
+    click.option("--bank-sampler", type=click.Choice(list(SAMPLERS)), help="Image sampler of the knowledge bank."),
     click.option("--bank-sampling-steps", type=int, help="Denoising steps per image of the knowledge bank."),
     click.option("--bank-guidance-scale", type=float, help="Scale of classifier-free guidance for the knowledge bank."),
     click.option("--storage-path", help=f"Folder or URI for results and checkpoints.  [default: {DEFAULT_DATA_FOLDER}]"),
@@ -204,6 +213,7 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
     taken["methods"] = options["methods"] or (("fine", "scratch") if inputs.source is None else ("given", "fine", "scratch"))
     if inputs.source is not None:
         taken["head_dim"] = inputs.source.model.size.head_dim  # heads keep their size at all widths
+        taken["parameterization"] = inputs.source.model.parameterization
     taken["forgetting"] = _forgetting(
         options["forgetting"], EvaluationSpec(num_samples=options["num_samples"], sampler=sampler)
     )

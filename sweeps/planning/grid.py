@@ -45,7 +45,8 @@ class GridSpec:
 
     `options` are those of the initializations; `transfer` is None without a transfer stage. `source` is a given model that all
     points take their shape from, but for depth and width. `scoring` is None where the built-in classifiers score;
-    `forgetting` is how the source domain is scored after a transfer, None if not.
+    `forgetting` is how the source domain is scored after a transfer, None if not. `parameterization` is that of all models,
+    unless there is a `source`, which has its own.
     """
 
     dataset: str
@@ -67,6 +68,7 @@ class GridSpec:
     source: SourceSpec | None = None
     scoring: ScoringSpec | None = None
     forgetting: EvaluationSpec | None = None
+    parameterization: str = "ddpm"
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "methods", "seeds"):
@@ -95,7 +97,7 @@ class GridSpec:
 
     def _model(self, size: ModelSize) -> DiTConfig:
         if self.source is None:
-            return model_config(self.dataset, size, patch_size=self.patch_size)
+            return model_config(self.dataset, size, patch_size=self.patch_size, parameterization=self.parameterization)
         check(
             size.width <= self.source.model.size.width,
             f"width {size.width} is wider than the source's {self.source.model.size.width}; name a smaller one",

@@ -16,6 +16,7 @@ from rich.progress import track
 from torch import nn
 
 from fine_core.data.registry import labels_to_sample, load_dataset, short_name
+from fine_core.denoiser import LABEL
 from fine_core.dit import DiT
 from fine_core.evaluation.protocol import Protocol
 from fine_core.evaluation.reference import save_samples_npz
@@ -157,7 +158,7 @@ def save_samples(candidate: Candidate, model: DiT, num_samples: int, path: Path,
     labels = labels_to_sample(load_dataset(job.dataset, "pool"), num_samples).split(score.evaluation.batch_size)
     images = []
     for index, part in enumerate(track(labels, "drawing samples", console=console, transient=True)):
-        drawn = draw_batch(model.eval(), part, score.evaluation.sampler, seed=score.seed, index=index)
+        drawn = draw_batch(model.eval(), {LABEL: part}, score.evaluation.sampler, seed=score.seed, index=index)
         images.append(scorer.to_images(drawn))
     save_samples_npz(path, torch.cat(images))
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fine_core.checkpoints.native import CheckpointError
+from fine_core.denoiser import LABEL
 from fine_core.sampling.draw import Tail, sample_images
 from fine_core.sampling.sampler import SamplerSpec
 from fine_core.transfer.bank import bank_labels, load_bank, save_bank
@@ -117,7 +118,7 @@ def test_two_workers_draw_the_bank_that_one_does(store, tmp_path):
 
 def draw(model, tail=None):
     generator = torch.Generator().manual_seed(0)
-    return sample_images(model, torch.tensor([1, 2]), SamplerSpec(sampling_steps=6), generator=generator, tail=tail)
+    return sample_images(model, {LABEL: torch.tensor([1, 2])}, SamplerSpec(sampling_steps=6), generator=generator, tail=tail)
 
 
 def test_the_tail_takes_its_share_of_the_steps_from_the_data_end():
@@ -141,7 +142,7 @@ def test_the_tail_takes_its_share_of_the_steps_from_the_data_end():
 def test_no_tail_is_the_tuned_model_and_a_whole_one_the_base_without_labels():
     model, base = random_dit(), random_dit(depth=1)
     assert torch.equal(draw(model), draw(model, Tail(model=base, steps=0)))
-    null = torch.full((2,), tiny_config().num_classes)
+    null = {LABEL: torch.full((2,), tiny_config().num_classes)}
     generator = torch.Generator().manual_seed(0)
     expected = sample_images(base, null, SamplerSpec(sampling_steps=6), generator=generator)
     assert torch.equal(expected, draw(model, Tail(model=base, steps=6)))

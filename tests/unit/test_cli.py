@@ -99,6 +99,7 @@ def test_dry_run_of_the_cluster_preset_has_the_published_size(tmp_path):
         (["--target", "digits"], "target 'digits' is what the base models learned already"),
         (["--batch-size", "4", "--source-ratio", "0.9"], "leaves no target image in a batch of 4"),
         (["--transfer-from", "magic"], "--transfer-from 'magic' is not among --initializations fine,scratch"),
+        (["--parameterization", "typo"], "'typo' is not"),
         (["--patch-size", "3"], "input_size 8 is not divisible by patch_size 3"),
         (["--seeds", "-1"], "seeds must be 0 or more"),
         (["--rank-ratio", "0"], "rank_ratio is 0.0; it must be positive"),

@@ -17,6 +17,7 @@ from fine_core.data.pixels import to_uint8
 from fine_core.data.readers.folder import centre_crop
 from fine_core.data.registry import dataset_info, image_size_of, load_dataset, short_name
 from fine_core.data.source import LANES, DataError
+from fine_core.denoiser import LABEL
 from tests.pictures import encoded, image_folder, image_shards, latent_shard, picture
 from trainables.specs.base import TrainingSpec
 from trainables.training.batches import DenoisingBatches, RehearsingBatches, uniform_probabilities
@@ -89,7 +90,8 @@ def test_flips_mirror_half_of_the_images_and_the_step_fixes_which(tmp_path):
     flipped = rows.augmentation.flipped
     assert 20 < flipped.sum() < 60 and torch.equal(batch.images, again.images)
     assert torch.equal(batch.images[flipped], plain[flipped].flip(-1)) and torch.equal(batch.images[~flipped], plain[~flipped])
-    assert batch.labels[batch.labels != 2].tolist() == data.labels[rows.rows][batch.labels != 2].tolist()
+    labels = batch.conditions[LABEL]
+    assert labels[labels != 2].tolist() == data.labels[rows.rows][labels != 2].tolist()
 
 
 def test_parquet_holds_the_same_images_whatever_its_layout(tmp_path):
@@ -174,7 +176,7 @@ def test_rehearsed_images_come_after_those_of_the_target(tmp_path):
         retention_weight=1.0,
     )
     batch = batches.batch(0)
-    assert torch.equal(batch.images[:8], adapting.batch(0).images) and len(batch.images) == len(batch.labels) == 12
+    assert torch.equal(batch.images[:8], adapting.batch(0).images) and len(batch.images) == len(batch.conditions[LABEL]) == 12
     assert torch.equal(torch.cat([batch.share(rank, 3).images for rank in range(3)]), batch.images)
 
 

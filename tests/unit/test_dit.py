@@ -8,7 +8,8 @@ from diffusers import DiTTransformer2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize, count_macs, count_parameters
-from fine_core.parameterizations.ddpm import Diffusion
+from fine_core.parameterizations import PARAMETERIZATIONS
+from fine_core.parameterizations.losses import training_losses
 
 CONFIGS = [
     DiTConfig(size=ModelSize(depth=1, width=24, num_heads=2), input_size=8, patch_size=4, in_channels=3, num_classes=7),
@@ -81,10 +82,10 @@ def test_outputs_and_eps_loss_equal_diffusers(config):
     assert ours.abs().max() > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
-    noise, diffusion = torch.randn_like(x), Diffusion()
-    eps_only = lambda *args: model(*args)[:, : config.in_channels]  # noqa: E731
-    ours = diffusion.losses(eps_only, x, t, y, noise)
-    x_t = diffusion.noise_images(x, t, noise)
+    noise, ddpm = torch.randn_like(x), PARAMETERIZATIONS["ddpm"]
+    eps_only = lambda x, t, conditions: model(x, t, **conditions)[:, : config.in_channels]  # noqa: E731
+    ours = training_losses(ddpm, eps_only, x, t, {"y": y}, noise)
+    x_t = ddpm.corrupt(x, t, noise)
     with torch.no_grad():
         eps = diffusers_twin(model)(x_t, timestep=t, class_labels=y).sample[:, : config.in_channels]
     expected = ((eps - noise) ** 2).flatten(1).mean(1)

@@ -19,6 +19,7 @@ from fine_core.checkpoints.__main__ import main
 from fine_core.checkpoints.diffusers_folder import load_diffusers, load_pipeline
 from fine_core.checkpoints.formats import open_any
 from fine_core.checkpoints.public_dit import export_state_dict, load_public
+from fine_core.denoiser import LABEL
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize
 from fine_core.sampling.draw import sample_images
 from fine_core.sampling.sampler import SamplerSpec
@@ -70,7 +71,7 @@ def test_diffusers_alone_samples_what_we_sample(config, tmp_path):
     options = {"guidance_scale": 2.0, "num_inference_steps": 5, "output_type": "pt"}
     theirs = pipeline(labels, generator=torch.Generator().manual_seed(7), **options).images
     spec = SamplerSpec(sampler="ddim", sampling_steps=5, guidance_scale=2.0)
-    latents = sample_images(model, torch.tensor(labels), spec, generator=torch.Generator().manual_seed(7))
+    latents = sample_images(model, {LABEL: torch.tensor(labels)}, spec, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         ours = (vae.decode(latents / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
     assert ours.std() > 0.01

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from fine_core.data.registry import load_dataset
+from fine_core.denoiser import LABEL
 from fine_core.dit import DIT_SIZES, DiT, count_macs
-from fine_core.parameterizations.loss_weights import min_snr_weights, p2_weights
+from fine_core.parameterizations import PARAMETERIZATIONS
+from fine_core.parameterizations.loss_weights import min_snr_weights, p2_weights, signal_to_noise
+from fine_core.parameterizations.ranks import levels_of
 from fine_core.transfer.delta import load_delta, save_delta, trainable_tensors
 from tests.tiny import (
     DyingContext,
@@ -128,7 +131,7 @@ def test_weighted_baselines_weigh_the_losses_of_their_timesteps(name, weights, b
     job = tiny_transfer(name)
     data = TransferData(target=load_dataset(job.dataset, "train"), bank=None, base=base, device=CPU)
     batch = TRANSFER_METHODS[name].batches(job, data).batch(0)
-    torch.testing.assert_close(batch.weights, weights()[batch.t] / 16)
+    torch.testing.assert_close(batch.weights, weights(signal_to_noise(PARAMETERIZATIONS["ddpm"]))[levels_of(batch.ranks)] / 16)
 
 
 # DiffFit, arXiv 2304.06648, table 1: DiT-XL/2 with 101 classes, no position table.
@@ -218,10 +221,11 @@ def first_batch(name: str, bank, base, **values):
 def test_bank_images_touch_only_the_null_row_of_the_label_table(bank, base):
     job, batches = first_batch("diff-tuning", bank, base)
     batch, rehearsed = batches.batch(0), round(16 * 0.25)
-    assert len(batch.labels) == 16 and (batch.labels[-rehearsed:] == 10).all()
+    labels = batch.conditions[LABEL]
+    assert len(labels) == 16 and (labels[-rehearsed:] == 10).all()
     model = copy.deepcopy(base)
-    part = slice(len(batch.labels) - rehearsed, None)
-    model(batch.images[part], batch.t[part], batch.labels[part]).square().sum().backward()
+    part = slice(len(labels) - rehearsed, None)
+    model(batch.images[part], levels_of(batch.ranks[part]), labels[part]).square().sum().backward()
     gradient = model.y_embedder.embedding_table.weight.grad
     assert (gradient[:10] == 0).all() and (gradient[10] != 0).any()
 
@@ -236,8 +240,9 @@ def test_workers_share_a_batch_without_overlap_and_their_mean_is_its_loss(bank, 
     _, batches = first_batch("diff-tuning-kd", bank, base)
     batch = batches.batch(3)
     shares = [batch.share(rank, 4) for rank in range(4)]
-    for name in ("images", "labels", "t", "noise", "distilled"):
+    for name in ("images", "ranks", "noise", "distilled"):
         assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(batch, name))
+    assert torch.equal(torch.cat([share.conditions[LABEL] for share in shares]), batch.conditions[LABEL])
     losses = torch.rand(16)
     mean = sum((share.weights * part).sum() for share, part in zip(shares, losses.split(4), strict=True)) / 4
     torch.testing.assert_close(mean, (batch.weights * losses).sum())
@@ -245,7 +250,7 @@ def test_workers_share_a_batch_without_overlap_and_their_mean_is_its_loss(bank, 
 
 def test_timesteps_follow_the_schedule(bank, base):
     _, batches = first_batch("diff-tuning", bank, base)
-    drawn = [batches.batch(step).t for step in range(400)]
+    drawn = [levels_of(batches.batch(step).ranks) for step in range(400)]
     target, source = torch.cat([t[:12] for t in drawn]).double(), torch.cat([t[12:] for t in drawn]).double()
     assert abs(target.mean() - 666) < 12 and abs(source.mean() - 333) < 18
     assert (target < 100).double().mean() < 0.02
@@ -254,8 +259,9 @@ def test_timesteps_follow_the_schedule(bank, base):
 def test_as_loss_weights_the_timesteps_are_uniform(bank, base):
     _, batches = first_batch("diff-tuning", bank, base, weighting="loss")
     batch = batches.batch(0)
-    torch.testing.assert_close(batch.weights[:12], (batch.t[:12] + 1).float() / 1000 / 12)
-    torch.testing.assert_close(batch.weights[12:], 0.5 * (1000 - batch.t[12:]).float() / 1000 / 4)
+    t = levels_of(batch.ranks)
+    torch.testing.assert_close(batch.weights[:12], (t[:12] + 1).float() / 1000 / 12)
+    torch.testing.assert_close(batch.weights[12:], 0.5 * (1000 - t[12:]).float() / 1000 / 4)
 
 
 def test_kd_follows_the_teacher_on_target_images(base):
@@ -268,9 +274,9 @@ def test_kd_follows_the_teacher_on_target_images(base):
 
 def test_arms_switch_the_halves(bank, base):
     _, only_psi = first_batch("diff-tuning-psi", bank, base)
-    assert len(only_psi.batch(0).labels) == 16 and only_psi.teacher is None
+    assert len(only_psi.batch(0).ranks) == 16 and only_psi.teacher is None
     _, only_xi = first_batch("diff-tuning-xi", bank, base)
-    drawn = torch.cat([only_xi.batch(step).t[:12] for step in range(300)]).double()
+    drawn = torch.cat([levels_of(only_xi.batch(step).ranks[:12]) for step in range(300)]).double()
     assert abs(drawn.mean() - 499.5) < 20
 
 

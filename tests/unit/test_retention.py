@@ -1,10 +1,11 @@
-"""Retention schedules: the released code's figures, mirror symmetry, parsing; and drawing timesteps from probabilities."""
+"""Retention schedules: the released code's figures, mirror symmetry, parsing; and drawing ranks by probabilities."""
 
 import pytest
 import torch
 
+from fine_core.parameterizations import PARAMETERIZATIONS
 from fine_core.parameterizations.loss_weights import min_snr_weights, p2_weights, signal_to_noise
-from fine_core.parameterizations.timesteps import draw_timesteps
+from fine_core.parameterizations.ranks import draw_ranks, levels_of
 from fine_core.retention import RetentionSchedule
 
 EXAMPLES = ["linear", "power:0.5", "power:2", "complement:0.7", "cosine", "constant", "cutoff:300"]
@@ -80,16 +81,18 @@ def test_specs_cannot_be_built_wrong_either(fields):
         RetentionSchedule(**fields)
 
 
-def test_timesteps_are_drawn_as_often_as_they_are_probable():
+def test_levels_are_drawn_as_often_as_they_are_probable():
     probabilities = torch.tensor([0.5, 0.0, 0.25, 0.25], dtype=torch.float64)
     uniform = (torch.arange(1000) + 0.5) / 1000
-    assert torch.bincount(draw_timesteps(probabilities, uniform), minlength=4).tolist() == [500, 0, 250, 250]
-    assert draw_timesteps(probabilities, torch.tensor([0.0, 0.9999999])).tolist() == [0, 3]
+    drawn = draw_ranks(probabilities, uniform)
+    assert torch.bincount(levels_of(drawn, 4), minlength=4).tolist() == [500, 0, 250, 250]
+    assert levels_of(draw_ranks(probabilities, torch.tensor([0.0, 0.9999999])), 4).tolist() == [0, 3]
+    torch.testing.assert_close(drawn[:500], uniform[:500].double() / 2)  # within a level ranks are uniform
 
 
 def test_loss_weights_of_the_baselines():
-    snr = signal_to_noise()
+    snr = signal_to_noise(PARAMETERIZATIONS["ddpm"])
     assert (snr.diff() < 0).all()
-    torch.testing.assert_close(p2_weights(), 1 / (1 + snr))
-    weights = min_snr_weights()
+    torch.testing.assert_close(p2_weights(snr), 1 / (1 + snr))
+    weights = min_snr_weights(snr)
     assert (weights[snr <= 5] == 1).all() and torch.allclose(weights[snr > 5] * snr[snr > 5], torch.tensor(5.0))

@@ -4,10 +4,14 @@ import pytest
 import torch
 
 from fine_core.data.pixels import to_uint8
+from fine_core.denoiser import LABEL
 from fine_core.dit import DiT, DiTConfig, ModelSize
+from fine_core.parameterizations import PARAMETERIZATIONS
+from fine_core.parameterizations.ddpm import tables
 from fine_core.randomness import stream_generator, stream_seed
 from fine_core.sampling.draw import draw_batch, sample_images
-from fine_core.sampling.sampler import SAMPLERS, SamplerSpec
+from fine_core.sampling.sampler import SamplerSpec
+from fine_core.sampling.schedulers import SAMPLERS, make_scheduler, samplers_for
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["eps", "learned-variance"])
@@ -23,20 +27,51 @@ def model(request) -> DiT:
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_batch_depends_on_its_index_and_on_nothing_drawn_before(model, sampler):
     spec, labels = SamplerSpec(sampler=sampler, sampling_steps=4), torch.arange(4) % 3
-    first, second, again = (draw_batch(model, labels, spec, seed=5, index=index) for index in (0, 1, 0))
+    first, second, again = (draw_batch(model, {LABEL: labels}, spec, seed=5, index=index) for index in (0, 1, 0))
     assert torch.equal(first, again) and not torch.equal(first, second)
     assert first.dtype == torch.float32 and first.shape == (4, 1, 4, 4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_is_called_by_its_name_and_steps_from_the_noise_to_the_data(name, model):
+    assert SAMPLERS[name].name == name and set(SAMPLERS[name].schedulers) <= set(PARAMETERIZATIONS)
+    scheduler = make_scheduler(name, model.config)
+    scheduler.set_timesteps(5)
+    assert len(scheduler.timesteps) == 5 and (scheduler.timesteps.diff() < 0).all()
+
+
+def test_every_parameterization_has_a_sampler():
+    assert all(samplers_for(name) for name in PARAMETERIZATIONS)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_perfect_network_is_sampled_to_its_one_image(name, model):
+    """Where all data are one image, the best prediction leads to it from any noise."""
+    image, config = torch.full((1, 1, 4, 4), 0.5), model.config
+
+    class Perfect(torch.nn.Module):
+        def forward(self, x, t, y):
+            at = tables(x.device)
+            signal, noise = (at[name][t.long()][:, None, None, None] for name in ("sqrt_alpha_bar", "sqrt_one_minus_alpha_bar"))
+            eps = (x - signal * image) / noise
+            return torch.cat([eps, -torch.ones_like(eps)], dim=1)[:, : config.out_channels]
+
+    perfect = Perfect()
+    perfect.config = config
+    spec, labels = SamplerSpec(sampler=name, sampling_steps=20), torch.tensor([0, 1, 2])
+    images = sample_images(perfect, {LABEL: labels}, spec, generator=stream_generator(0, "test"))
+    torch.testing.assert_close(images, image.expand(3, -1, -1, -1), atol=0.02, rtol=0)
 
 
 def test_guidance_reaches_the_images_and_scale_one_is_none(model):
     def draw(scale):
         generator = stream_generator(0, "test")
         return sample_images(
-            model, torch.tensor([0, 1]), SamplerSpec(sampling_steps=3, guidance_scale=scale), generator=generator
+            model, {LABEL: torch.tensor([0, 1])}, SamplerSpec(sampling_steps=3, guidance_scale=scale), generator=generator
         )
 
     assert not torch.equal(draw(1.0), draw(4.0))
-    null = torch.full((2,), model.config.num_classes)
+    null = {LABEL: torch.full((2,), model.config.num_classes)}
     generator = stream_generator(0, "test")
     unconditional = sample_images(model, null, SamplerSpec(sampling_steps=3, guidance_scale=4.0), generator=generator)
     plain = sample_images(model, null, SamplerSpec(sampling_steps=3), generator=stream_generator(0, "test"))

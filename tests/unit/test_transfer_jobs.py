@@ -24,7 +24,8 @@ from tests.tiny import (
     tiny_score,
     tiny_transfer,
 )
-from trainables.jobs import run, score
+from trainables.jobs import score
+from trainables.jobs.registry import kind_of
 from trainables.jobs.shapes import served_parameters
 from trainables.jobs.transfer import load_transferred
 from trainables.methods import TRANSFER_METHODS
@@ -153,8 +154,8 @@ def test_distances_are_those_of_the_weights(name, store, tmp_path):
 
 def test_the_source_is_scored_under_the_null_label(store, monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(score, "draw_batch", lambda model, labels, *a, **k: drawn.append(labels) or torch.rand(
-        len(labels), 1, 8, 8))  # fmt: skip
+    monkeypatch.setattr(score, "draw_batch", lambda model, conditions, *a, **k: drawn.append(conditions["y"]) or torch.rand(
+        len(conditions["y"]), 1, 8, 8))  # fmt: skip
     point = tiny_point(tiny_transfer("full"))
     other = Store(shutil.copytree(store.root, tmp_path / "store", ignore=shutil.ignore_patterns("score")))
     record = compute(point.forgetting_before, other, LocalContext("unused"))
@@ -169,7 +170,7 @@ def test_a_null_label_has_nothing_to_guide():
 def test_a_finished_transfer_is_not_computed_again(store, monkeypatch, tmp_path):
     job = tiny_transfer("full")
     compute(job, store, LocalContext(tmp_path / "pad"), every=3)
-    monkeypatch.setitem(run.RUN, "transfer", lambda *a: pytest.fail("computed again"))
+    monkeypatch.setattr(type(kind_of(job)), "run", lambda *a: pytest.fail("computed again"))
     compute(job, store, LocalContext(tmp_path / "pad"), every=3)
 
 

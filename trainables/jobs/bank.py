@@ -11,6 +11,7 @@ import torch
 from fine_core.checkpoints.native import load_model
 from fine_core.data.pixels import to_uint8
 from fine_core.data.registry import dataset_info
+from fine_core.denoiser import LABEL
 from fine_core.evaluation.finite import not_finite
 from fine_core.randomness import stream_seed
 from fine_core.sampling.draw import draw_batch
@@ -52,7 +53,7 @@ class BankKind(JobKind):
             index = first + run.rank
             mine, problem = None, None
             if index < len(labels):
-                drawn = draw_batch(model, labels[index], job.sampler, seed=seed, index=index)
+                drawn = draw_batch(model, {LABEL: labels[index]}, job.sampler, seed=seed, index=index)
                 problem = not_finite(drawn)
                 mine = (drawn.half() if is_latent else to_uint8(drawn)).cpu()
             run.raise_together(problem)

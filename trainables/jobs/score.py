@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from fine_core.data.registry import labels_to_sample, load_dataset
+from fine_core.denoiser import LABEL
 from fine_core.dit import DiT
 from fine_core.evaluation.features import Features, extract_features
 from fine_core.evaluation.finite import check_finite_model, not_finite
@@ -97,7 +98,7 @@ def _sample_features(
     problem: str | None = None
     for index, batch_labels in enumerate(labels.split(spec.batch_size)):
         if index % run.num_workers == run.rank:  # batches have their own streams: images do not depend on who draws them
-            drawn = draw_batch(model, batch_labels, spec.sampler, seed=seed, index=index, tail=tail)
+            drawn = draw_batch(model, {LABEL: batch_labels}, spec.sampler, seed=seed, index=index, tail=tail)
             problem = not_finite(drawn)
             if problem is not None:
                 break

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from fine_core.dit import DiT
-from fine_core.parameterizations.ddpm import NUM_TIMESTEPS
+from fine_core.parameterizations.ranks import NUM_LEVELS
 from fine_core.retention import FAMILIES, RetentionSchedule
 from trainables.methods.base import Start, TransferData, TransferMethod
 from trainables.specs.base import TrainingSpec, check
@@ -154,7 +154,7 @@ class DiffTuning(TransferMethod):
     def batches(self, transfer: TransferSpec, data: TransferData) -> BatchSource:
         chosen, size = of_kind(transfer.options, ScheduleOptions), transfer.training.batch_size
         schedule, sampled = chosen.retention, chosen.weighting == "sampling"
-        uniform, ones = uniform_probabilities(), torch.ones(NUM_TIMESTEPS)
+        uniform, ones = uniform_probabilities(), torch.ones(NUM_LEVELS)
         retained = of_kind(transfer.options, RetentionOptions).per_batch(size) if self.retains else 0
         adapts = {"probabilities": uniform, "weights": ones}
         if self.reconsolidates:

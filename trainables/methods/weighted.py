@@ -1,4 +1,4 @@
-"""Full fine-tuning with weighted timesteps: the P2 and min-SNR baselines of Diff-Tuning's comparison."""
+"""Full fine-tuning with weighted noise levels: the P2 and min-SNR baselines of Diff-Tuning's comparison."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from fine_core.parameterizations import PARAMETERIZATIONS
+from fine_core.parameterizations.loss_weights import signal_to_noise
 from trainables.methods.base import TransferData
 from trainables.methods.full import FullFineTuning
 from trainables.specs.transfers import TransferSpec
@@ -13,8 +15,11 @@ from trainables.training.batches import BatchSource
 
 
 class WeightedFineTuning(FullFineTuning):
-    def __init__(self, name: str, weights: Callable[[], Tensor]) -> None:
+    """`weights`: from signal-to-noise ratios (T,) to loss weights (T,)."""
+
+    def __init__(self, name: str, weights: Callable[[Tensor], Tensor]) -> None:
         self.name, self.weights = name, weights
 
     def batches(self, transfer: TransferSpec, data: TransferData) -> BatchSource:
-        return self.target_batches(transfer, data, weights=self.weights())
+        snr = signal_to_noise(PARAMETERIZATIONS[transfer.model.parameterization])
+        return self.target_batches(transfer, data, weights=self.weights(snr))

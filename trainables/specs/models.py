@@ -185,8 +185,11 @@ class BaseModelSpec(PointSpec):
         return self
 
 
-def model_config(dataset: str, size: ModelSize, *, patch_size: int) -> DiTConfig:
-    """The DiT of `size` for a dataset's images. Raises ValueError for an unknown dataset or a patch that does not fit."""
+def model_config(dataset: str, size: ModelSize, *, patch_size: int, parameterization: str = "ddpm") -> DiTConfig:
+    """The DiT of `size` for a dataset's images.
+
+    Raises ValueError for an unknown dataset or parameterization, or a patch that does not fit.
+    """
     info = dataset_info(dataset)
     return DiTConfig(
         size=size,
@@ -195,4 +198,5 @@ def model_config(dataset: str, size: ModelSize, *, patch_size: int) -> DiTConfig
         in_channels=info.channels,
         num_classes=info.num_classes,
         learn_sigma=False,
+        parameterization=parameterization,
     )

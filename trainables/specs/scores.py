@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from fine_core.dit import DiTConfig
 from fine_core.evaluation.protocol import EvaluationSpec
+from fine_core.sampling.schedulers import check_sampler_fits
 from trainables.specs.base import JobSpec, SourceSpec, check
 from trainables.specs.identity import spec
 from trainables.specs.models import BaseModelSpec, DecompositionSpec, LearngeneSpec
@@ -34,6 +35,7 @@ class ScoreSpec(JobSpec):
     def __post_init__(self) -> None:
         steps = self.evaluation.sampler.sampling_steps
         check(0 <= self.replaced_steps <= steps, f"replaced_steps is {self.replaced_steps}; it must be 0 to {steps}")
+        check_sampler_fits(self.evaluation.sampler.sampler, self.model.parameterization)
 
     @property
     def dataset(self) -> str:

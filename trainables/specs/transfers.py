@@ -7,6 +7,7 @@ from typing import ClassVar
 from fine_core.data.registry import dataset_info, image_size_of
 from fine_core.dit import DiTConfig
 from fine_core.sampling.sampler import SamplerSpec
+from fine_core.sampling.schedulers import check_sampler_fits
 from trainables.specs.base import JobSpec, TrainingSpec, check
 from trainables.specs.identity import spec
 from trainables.specs.models import BaseModelSpec, InitializationSpec, PointSpec
@@ -25,6 +26,7 @@ class BankSpec(JobSpec):
 
     def __post_init__(self) -> None:
         check(self.num_images >= 1, f"bank_images is {self.num_images}; it must be at least 1")
+        check_sampler_fits(self.sampler.sampler, self.model.parameterization)
 
     @property
     def model(self) -> DiTConfig:

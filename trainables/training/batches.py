@@ -1,4 +1,4 @@
-"""Data of a training step: images, labels, timesteps, noise and weights of the global batch, drawn from (seed, step) alone.
+"""Data of a training step: images, conditions, noise levels, noise and weights of the global batch, drawn from (seed, step).
 
 Step s of a run draws from the streams (seed, "train", s) and (seed, "source", s): a resumed run, or one with another number
 of workers, sees the same data.
@@ -6,15 +6,15 @@ of workers, sees the same data.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fine_core.data.source import Augmentation, ImageSource
-from fine_core.parameterizations.ddpm import NUM_TIMESTEPS
-from fine_core.parameterizations.timesteps import draw_timesteps
+from fine_core.denoiser import LABEL, Conditions, rows_of
+from fine_core.parameterizations.ranks import NUM_LEVELS, draw_ranks, levels_of
 from fine_core.randomness import stream_generator
 from trainables.specs.base import TrainingSpec
 from trainables.training.order import BatchOrder, GroupedOrder, order_of
@@ -41,28 +41,35 @@ class ImageRows:
 class Batch:
     """Samples of one step (N, ...). The step's loss is the sum of weights times the samples' losses.
 
-    `image_rows`: where its images are, in the order of the samples. `distilled`: samples that learn from the teacher's output
-    instead of the noise; None if there are none.
+    `image_rows`: where its images are, in the order of the samples. `conditions`: what the network is told, labels among it.
+    `ranks`: places of the noise levels in the training distribution, in (0, 1). `distilled`: samples that learn from the
+    teacher's output instead of the noise; None if there are none.
     """
 
     image_rows: tuple[ImageRows, ...]
-    labels: Tensor
-    t: Tensor
+    conditions: Conditions
+    ranks: Tensor
     noise: Tensor
     weights: Tensor
     distilled: Tensor | None = None
 
     def share(self, rank: int, num_workers: int) -> Batch:
         """The part of one of `num_workers` equal workers, weighted so that the workers' mean loss is the batch's loss."""
-        size = len(self.labels) // num_workers
+        size = len(self.ranks) // num_workers
         first, last = rank * size, (rank + 1) * size
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "image_rows"}
-        part = {name: None if t is None else t[first:last] for name, t in tensors.items()}
+        part = slice(first, last)
         rows, start = [], 0
         for image_rows in self.image_rows:
             rows.append(image_rows.part(first - start, last - start))
             start += len(image_rows)
-        return Batch(**{**part, "weights": part["weights"] * num_workers, "image_rows": tuple(rows)})
+        return Batch(
+            image_rows=tuple(rows),
+            conditions=rows_of(self.conditions, part),
+            ranks=self.ranks[part],
+            noise=self.noise[part],
+            weights=self.weights[part] * num_workers,
+            distilled=None if self.distilled is None else self.distilled[part],
+        )
 
     @property
     def images(self) -> Tensor:
@@ -83,11 +90,11 @@ class BatchSource(Protocol):
 
 
 def uniform_probabilities() -> Tensor:
-    return torch.full((NUM_TIMESTEPS,), 1 / NUM_TIMESTEPS, dtype=torch.float64)
+    return torch.full((NUM_LEVELS,), 1 / NUM_LEVELS, dtype=torch.float64)
 
 
 class DenoisingBatches:
-    """Images of one dataset with dropped labels; timesteps from `probabilities` (T,), losses weighted by `weights` (T,)."""
+    """Images of one dataset with dropped labels; levels drawn by `probabilities` (T,), losses weighted by `weights` (T,)."""
 
     teacher: nn.Module | None = None
 
@@ -108,20 +115,21 @@ class DenoisingBatches:
         self.batch_size = training.batch_size if batch_size is None else batch_size
         self.order = order_of(self.data, self.batch_size, seed)
         self.probabilities = (uniform_probabilities() if probabilities is None else probabilities).to(device)
-        self.weights = torch.ones(NUM_TIMESTEPS, device=device) if weights is None else weights.float().to(device)
+        self.weights = torch.ones(NUM_LEVELS, device=device) if weights is None else weights.float().to(device)
 
     def batch(self, step: int) -> Batch:
         rows = self.order.rows(step)
         generator = stream_generator(self.seed, "train", step, device=self.device)
         uniform = torch.rand(self.batch_size, generator=generator, device=self.device)
         dropped = torch.rand(self.batch_size, generator=generator, device=self.device) < self.training.label_dropout
-        t = draw_timesteps(self.probabilities, uniform)
+        ranks = draw_ranks(self.probabilities, uniform)
+        labels = self.data.labels[rows].to(self.device).masked_fill(dropped, self.null_label)
         return Batch(
             image_rows=(image_rows(self.data, rows, self.seed, "augment", step, self.device),),
-            labels=self.data.labels[rows].to(self.device).masked_fill(dropped, self.null_label),
-            t=t,
+            conditions={LABEL: labels},
+            ranks=ranks,
             noise=torch.randn((self.batch_size, *self.data.shape), generator=generator, device=self.device),
-            weights=self.weights[t] / self.batch_size,
+            weights=self.weights[levels_of(ranks)] / self.batch_size,
         )
 
 
@@ -141,8 +149,8 @@ class DistillingBatches:
 
     def batch(self, step: int) -> Batch:
         batch = self.denoising.batch(step)
-        size = len(batch.t)
-        distilled = torch.arange(size, device=batch.t.device) < size // 2
+        size = len(batch.ranks)
+        distilled = torch.arange(size, device=batch.ranks.device) < size // 2
         number = distilled.sum()
         weights = torch.where(distilled, self.teacher_weight / number.clamp_min(1), 1.0 / (size - number))
         return replace(batch, distilled=distilled, weights=weights.float())
@@ -150,7 +158,7 @@ class DistillingBatches:
 
 @dataclass(kw_only=True)
 class RehearsingBatches:
-    """Batches of target images, and beside them images under the null label at timesteps of the retention schedule.
+    """Batches of target images, and beside them images under the null label at levels of the retention schedule.
 
     The second part comes from the knowledge bank and is denoised or, with a teacher, from the target and follows the
     teacher. Its mean loss counts `retention_weight` times (arXiv 2406.00773, equations 4 to 6, and the released code).
@@ -175,16 +183,16 @@ class RehearsingBatches:
         target, size = self.target.batch(step), self.rehearsed_per_batch
         device = self.target.device
         generator = stream_generator(self.target.seed, "source", step, device=device)
-        t = draw_timesteps(self.probabilities, torch.rand(size, generator=generator, device=device))
+        ranks = draw_ranks(self.probabilities, torch.rand(size, generator=generator, device=device))
         rows = image_rows(self.rehearsed, self.order.rows(step), self.target.seed, "source-augment", step, device)
         noise = torch.randn((size, *self.rehearsed.shape), generator=generator, device=device)
-        distilled = torch.zeros(len(target.t) + size, dtype=torch.bool, device=device)
-        distilled[len(target.t) :] = True
+        labels = target.conditions[LABEL]
+        distilled = torch.arange(len(labels) + size, device=device) >= len(labels)
         return Batch(
             image_rows=(*target.image_rows, rows),
-            labels=torch.cat([target.labels, torch.full_like(t, self.target.null_label)]),
-            t=torch.cat([target.t, t]),
+            conditions={LABEL: torch.cat([labels, labels.new_full((size,), self.target.null_label)])},
+            ranks=torch.cat([target.ranks, ranks]),
             noise=torch.cat([target.noise, noise]),
-            weights=torch.cat([target.weights, self.retention_weight * self.weights[t] / size]),
+            weights=torch.cat([target.weights, self.retention_weight * self.weights[levels_of(ranks)] / size]),
             distilled=None if self.teacher is None else distilled,
         )

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from fine_core.denoiser import denoiser_of
 from fine_core.evaluation.finite import check_finite_model
-from fine_core.parameterizations.ddpm import Diffusion
+from fine_core.parameterizations import PARAMETERIZATIONS
+from fine_core.parameterizations.losses import training_losses
 from trainables.specs.base import TrainingSpec
 from trainables.training.batches import Batch, BatchSource
 from trainables.training.checkpoint import report_checkpoint, restore_checkpoint
@@ -36,7 +38,7 @@ class Phase:
 
 
 class Recipe(Protocol):
-    """What is trained: one model per phase, each built from the one before."""
+    """What is trained: one model per phase, each built from the one before. A model's `config` is a `DiTConfig`."""
 
     phases: tuple[Phase, ...]
     skips_parameters: bool  # whether a step may leave trainable parameters without gradient, on all workers alike
@@ -129,22 +131,23 @@ def train(
     """
     if training.batch_size % run.num_workers:
         raise ValueError(f"batch_size {training.batch_size} does not divide among {run.num_workers} workers")
-    diffusion = Diffusion().to(run.device)
+    teacher = None if batches.teacher is None else denoiser_of(batches.teacher)
     state = restore_checkpoint(run)
     if state is not None and until_step is not None and state["progress"]["step"] > until_step:
         state = None  # this stretch of the training is over; it can only be had again from the start
     progress = Progress() if state is None else Progress(**state.pop("progress"))
     total_steps = sum(phase.steps for phase in recipe.phases)
 
-    def batch_loss(forward: nn.Module, step: int, batch: Batch, images: Tensor) -> Tensor:
-        options = recipe.forward_options(step)
-        losses = diffusion.losses(
-            lambda x, time, y: forward(x, time, y, **options),
+    def batch_loss(trainer: PhaseTrainer, step: int, batch: Batch, images: Tensor) -> Tensor:
+        parameterization = PARAMETERIZATIONS[trainer.model.config.parameterization]
+        losses = training_losses(
+            parameterization,
+            denoiser_of(trainer.forward, **recipe.forward_options(step)),
             images,
-            batch.t,
-            batch.labels,
+            parameterization.times(batch.ranks),
+            batch.conditions,
             batch.noise,
-            teacher=batches.teacher,
+            teacher=teacher,
             distilled=batch.distilled,
         )
         return (batch.weights * losses).sum()
@@ -169,7 +172,7 @@ def train(
         reported_step = progress.step
         steps = range(progress.step, end)
         for step, batch, images in prefetch(batches, steps, rank=run.rank, num_workers=run.num_workers):
-            loss = batch_loss(trainer.forward, step, batch, images)
+            loss = batch_loss(trainer, step, batch, images)
             trainer.step(loss, step - first_step)
             losses.append(loss.detach())
             progress.step = step + 1

@@ -1,0 +1,37 @@
+"""Training losses of a denoiser under any parameterization."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fine_core.denoiser import Conditions, Denoiser, rows_of
+from fine_core.parameterizations.base import Parameterization
+
+
+def training_losses(
+    parameterization: Parameterization,
+    denoiser: Denoiser,
+    x0: Tensor,
+    t: Tensor,
+    conditions: Conditions,
+    noise: Tensor,
+    *,
+    teacher: Denoiser | None = None,
+    distilled: Tensor | None = None,
+) -> Tensor:
+    """Loss of each sample (N,) for images and noise (N, C, H, H) at times (N,).
+
+    For samples where `distilled` (N,) is true the loss is the mean squared distance to the frozen teacher's output on the
+    same x_t instead (the KD arm of arXiv 2406.00773).
+    """
+    x_t = parameterization.corrupt(x0, t, noise)
+    seen, time = parameterization.network_input(x_t, t), parameterization.network_time(t)
+    output = denoiser(seen, time, conditions)
+    losses = parameterization.losses(output, x0=x0, x_t=x_t, t=t, noise=noise)
+    if distilled is None:
+        return losses
+    with torch.no_grad():
+        teacher_output = teacher(seen[distilled], time[distilled], rows_of(conditions, distilled))
+    distance = (output[distilled] - teacher_output).square().mean(dim=(1, 2, 3))
+    return losses.masked_scatter(distilled, distance)
