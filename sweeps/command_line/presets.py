@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fine_core.evaluation.metrics import DEFAULT_METRICS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -33,6 +35,7 @@ class Preset:
     sampler: str = "dpm-solver++"
     sampling_steps: int
     guidance_scale: float = 1.0
+    metrics: str = ",".join(DEFAULT_METRICS)
     forgetting: str = "quick"
     target: str | None = None
     transfer: str = "full,difffit,fine-sigma,diff-tuning"

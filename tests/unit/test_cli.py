@@ -224,7 +224,7 @@ def test_a_dry_run_of_a_search_prints_its_space_and_starts_no_study(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--objectives", "speed"], "unknown objective 'speed'; choose from fid, forgetting, serve_bytes"),
+        (["--objectives", "speed"], "unknown objective 'speed'; choose from fid, sfid"),
         (["--trials", "0"], "trials is 0; it must be at least 1"),
         (["--max-params", "10"], "no point keeps to params_total <= 10; the least is params_total 479,364"),
         (["--max-serve-bytes", "1kB", "--method", "difffit"], "no point keeps to serve_bytes <= 1,000; the least is"),

@@ -24,17 +24,14 @@ def point(fid: float, params: int, *, stderr: float | None = 0.01, protocol: Pro
         "width": 16,
         "num_heads": 2,
         "num_seeds": 3,
-        "kid": 0.1,
-        "precision": 0.9,
-        "recall": None,
-        "sfid": None,
-        "inception_score": None,
         "train_s": 1.0,
         "eval_s": 1.0,
     }
     costs = dict.fromkeys(("params_total", "params_trainable", "macs", "serve_bytes"), params)
     unknown = dict.fromkeys(("source_fid", "source_fid_before", "distance", "tuned_distance", "tuned_distance_per_parameter"))
-    return Point(depth=depth, protocol=protocol, fid=fid, fid_stderr=stderr, **same, **costs, **unknown)
+    return Point(
+        depth=depth, protocol=protocol, metrics={"fid": fid, "kid": 0.1}, fid_stderr=stderr, **same, **costs, **unknown
+    )
 
 
 def result(job, metrics: dict[str, float], protocol: Protocol = PROTOCOL) -> PointResult:

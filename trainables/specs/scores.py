@@ -34,6 +34,7 @@ class ScoreSpec(JobSpec):
     def __post_init__(self) -> None:
         steps = self.evaluation.sampler.sampling_steps
         check(0 <= self.replaced_steps <= steps, f"replaced_steps is {self.replaced_steps}; it must be 0 to {steps}")
+        self.extractor.check_metrics(self.evaluation.metrics)
 
     @property
     def dataset(self) -> str:
