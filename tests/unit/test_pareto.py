@@ -2,11 +2,15 @@
 
 import itertools
 from dataclasses import replace
+from io import StringIO
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from fine_core.evaluation.metrics import DEFAULT_METRICS, METRICS
 from fine_core.evaluation.protocol import Protocol
+from sweeps.display.tables import WIDE_TERMINAL, show_front
 from sweeps.planning.names import MethodNames
 from sweeps.results.pareto import Point, by_protocol, front, front_probability, non_dominated, points_from, report_rows
 from sweeps.results.points import PointResult, point_result
@@ -156,3 +160,18 @@ def test_seeds_are_averaged_with_their_standard_error():
     assert scratch.fid_stderr is None and scratch.label == "scratch L2-D16"
     rows = report_rows([fine, scratch])
     assert [row["front_params_total"] for row in rows] == [True, False] and rows[0]["front_probability"] is None
+
+
+def test_every_metric_that_was_computed_is_a_column_and_those_asked_for_come_first_in_a_wide_table():
+    plain = point(1.0, 10)
+    (row,) = report_rows([plain])
+    assert row["kid"] == 0.1 and row["recall"] is None and "metrics" not in row
+    assert [name for name in row if name in METRICS] == list(DEFAULT_METRICS)
+    (row,) = report_rows([replace(plain, metrics=plain.metrics | {"mind": 7.0})])
+    assert row["mind"] == 7.0 and "density" not in row
+    shown = {}
+    for width in (80, WIDE_TERMINAL, 200):
+        text = StringIO()
+        show_front(Console(file=text, width=width), [row])
+        shown[width] = [label for label in ("MIND", "KID") if label in text.getvalue()]
+    assert shown == {80: [], WIDE_TERMINAL: ["MIND"], 200: ["MIND", "KID"]}
