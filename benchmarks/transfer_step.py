@@ -24,10 +24,8 @@ from fine_core.denoiser import denoiser_of
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize
 from fine_core.parameterizations import PARAMETERIZATIONS, Parameterization
 from fine_core.parameterizations.losses import training_losses
-from fine_core.retention import RetentionSchedule
 from trainables.methods import TRANSFER_METHODS, Start, TransferData
 from trainables.specs.base import TrainingSpec
-from trainables.specs.transfers import RehearsalSpec
 from trainables.storage.provenance import PeakMemory
 from trainables.training.batches import BatchSource
 from trainables.training.context import LocalContext
@@ -35,9 +33,6 @@ from trainables.training.loop import Phase, PhaseTrainer
 
 DEMO = DiTConfig(size=ModelSize(depth=6, width=64, num_heads=4), input_size=8, in_channels=1, num_classes=10, learn_sigma=False)
 MODELS = {"demo": DEMO, **DIT_SIZES}
-REHEARSAL = RehearsalSpec(
-    schedule=RetentionSchedule.parse("linear"), weighting="sampling", retention_weight=0.1, source_ratio=0.2
-)
 METHODS = [name for name, method in TRANSFER_METHODS.items() if not method.needs_learngene and name != "scratch"]
 WARMUP_STEPS = 2
 
@@ -104,7 +99,9 @@ def step_times(methods: list[str], config: DiTConfig, batch_sizes: dict[str, int
 def _peak_growth(name: str, config: DiTConfig, batch_size: int, device: str, threads: int) -> int:
     torch.set_num_threads(threads)
     where = torch.device(device)
-    TRANSFER_METHODS[name].count_trained(config, TRANSFER_METHODS[name].default_options())  # imports what a method needs, unmeasured
+    TRANSFER_METHODS[name].count_trained(
+        config, TRANSFER_METHODS[name].default_options()
+    )  # imports what a method needs, unmeasured
     model = DiT(config).to(where)
     before = PeakMemory(where).bytes()
     memory = PeakMemory(where)

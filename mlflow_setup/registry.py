@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ ARTIFACT_FOLDER = "model"
 TAG_LIMIT = 4000
 
 
-def register_model(tracking: Tracking, name: str, folder: Path, card: dict[str, Any]) -> str:
-    """Store a folder as an artifact of a new run and register it as the next version of `name`. Returns the version."""
+def register_model(tracking: Tracking, name: str, folder: Path, card: dict[str, Any], *, scores: Mapping[str, float]) -> str:
+    """Store a folder as an artifact of a new run with these scores, and register it as the next version of `name`.
+
+    Returns the version.
+    """
     from mlflow.exceptions import RestException
 
     client = tracking.client
     run = client.create_run(tracking.experiment_id, run_name=name, tags={"dataset": card["dataset"]})
-    client.log_metric(run.info.run_id, "fid", card["fid"])
+    for metric, value in scores.items():
+        client.log_metric(run.info.run_id, metric, value)
     client.log_artifacts(run.info.run_id, str(folder), ARTIFACT_FOLDER)
     client.set_terminated(run.info.run_id, "FINISHED")
     if not client.search_registered_models(f"name = '{name}'"):

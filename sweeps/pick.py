@@ -14,6 +14,7 @@ from fine_core.checkpoints.diffusers_folder import export_diffusers
 from fine_core.checkpoints.formats import describe
 from fine_core.checkpoints.native import save_model
 from fine_core.data.registry import short_name
+from fine_core.evaluation.metrics import METRICS
 from fine_core.files import file_bytes
 from mlflow_setup.registry import register_model
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
@@ -72,7 +73,8 @@ def _pick(options: dict[str, Any], console: Console) -> None:
     if options["num_samples"]:
         save_samples(chosen, model, options["num_samples"], out / SAMPLES_FILE, store, console)
     (out / CARD_FILE).write_text(json.dumps(content, indent=1) + "\n")
-    version = register_model(tracking, options["name"], out, content)
+    scores = {metric: content[metric] for metric in METRICS if metric in content}
+    version = register_model(tracking, options["name"], out, content, scores=scores)
     error = content["fid_standard_error"]
     lines = [
         f"picked from {len(found)} points on {short_name(content['dataset'])}: {chosen.jobs[0].label}",

@@ -16,9 +16,10 @@ from sweeps.command_line.options import grid_from, grid_options, runner_from
 from sweeps.command_line.parsing import OneLineErrors, RenamedOption, byte_count, names
 from sweeps.command_line.session import Request, run_sweep
 from sweeps.planning.plan import Found
+from sweeps.search.objectives import OBJECTIVES
 from sweeps.search.planning import SearchPlan, SearchSpec, plan_search
 from sweeps.search.space import PARAMETERS
-from sweeps.search.study import OBJECTIVES, SAMPLERS
+from sweeps.search.study import SAMPLERS
 from sweeps.search.view import show_search
 from sweeps.size_grid import main as size_grid
 from trainables.methods import TRANSFER_ALIASES, TRANSFER_METHODS, transfer_method
@@ -73,7 +74,11 @@ class SearchRequest(Request):
 )
 @click.option("--size", "sizes", callback=names, help="Sizes to search, such as L4-D64, or all.  [default: the largest]")
 @click.option(
-    "--objectives", callback=names, default="fid", show_default=True, help=f"Objectives to minimize: {', '.join(OBJECTIVES)}."
+    "--objectives",
+    callback=names,
+    default="fid",
+    show_default=True,
+    help=f"Objectives, fid among them: {', '.join(OBJECTIVES)}.",
 )
 @click.option("--trials", "num_trials", type=int, default=24, show_default=True, help="Trials per study.")
 @click.option(

@@ -60,6 +60,7 @@ def publish(store: Store, task: Task, tmp_path: Path, fid: float | None = None) 
         value = score_of(transfer) if fid is None else fid
         if isinstance(job, ScoreSpec):
             metrics = {"fid": 10 - value if job.evaluation.unconditional else value, "eval_s": 1.0}
+            metrics |= {"density": 1 / value} if "density" in job.evaluation.metrics else {}
         else:
             metrics = {"serve_bytes": 1000, "params_total": 500}
         metrics |= {"job_s": 1.0, "peak_memory_bytes": 1}

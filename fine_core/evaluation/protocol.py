@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fine_core.evaluation.metrics import DEFAULT_METRICS
+from fine_core.evaluation.metrics.asked import metrics_named
+from fine_core.evaluation.metrics.manifold import NEIGHBOURS
 from fine_core.sampling.sampler import SamplerSpec
-
-NEIGHBOURS = 3  # neighbours k of precision and recall, as in the paper
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSpec:
     """How a model is scored: `num_samples` images drawn by `sampler`, against a reference.
 
-    The images have the labels of the reference, or the null label if `unconditional`.
+    The images have the labels of the reference, or the null label if `unconditional`. Of the default `metrics` those are
+    computed that extractor and reference allow; others that cannot be had are refused. Raises ValueError for unknown ones.
     """
 
     num_samples: int
     sampler: SamplerSpec
     unconditional: bool = False
     batch_size: int = 250
+    metrics: tuple[str, ...] = field(default=DEFAULT_METRICS, metadata={"introduced": DEFAULT_METRICS})  # see ids of specs
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "metrics", metrics_named(self.metrics))  # in whatever order they were named
         if self.num_samples <= NEIGHBOURS:
             raise ValueError(f"num_samples is {self.num_samples}; scores need at least {NEIGHBOURS + 1}")
 

@@ -10,7 +10,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -46,14 +46,29 @@ class MomentsAccumulator:
         if len(features) == 0:
             return
         features = features.double()
-        if self._num_samples == 0:
-            self._mean = features.new_zeros(features.shape[1])
-            self._scatter = features.new_zeros(2 * features.shape[1:])  # sum of the centered features' outer products, (F, F)
-        total = self._num_samples + len(features)
         mean = features.mean(dim=0)
-        centered, shift = features - mean, mean - self._mean
-        self._scatter.addmm_(centered.T, centered).addr_(shift, shift, alpha=self._num_samples * len(features) / total)
-        self._mean = self._mean + shift * (len(features) / total)
+        centered = features - mean
+        self._scatter_for(mean).addmm_(centered.T, centered)
+        self._shift(mean, len(features))
+
+    def merge(self, other: MomentsAccumulator) -> None:
+        """Add all that another one has taken in."""
+        if other._num_samples == 0:
+            return
+        self._scatter_for(other._mean).add_(other._scatter)
+        self._shift(other._mean, other._num_samples)
+
+    def _scatter_for(self, mean: Tensor) -> Tensor:
+        """The sum of the centered features' outer products, (F, F)."""
+        if self._num_samples == 0:
+            self._mean, self._scatter = torch.zeros_like(mean), mean.new_zeros(len(mean), len(mean))
+        return self._scatter
+
+    def _shift(self, mean: Tensor, num_samples: int) -> None:
+        """Move the mean by that of further features, whose own scatter has been added."""
+        total, shift = self._num_samples + num_samples, mean - self._mean
+        self._scatter.addr_(shift, shift, alpha=self._num_samples * num_samples / total)
+        self._mean = self._mean + shift * (num_samples / total)
         self._num_samples = total
 
     def moments(self) -> Moments:
@@ -71,6 +86,11 @@ class Reference:
     pooled: Moments
     spatial: Moments | None
     features: Tensor | None
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """The fields that it has."""
+        return frozenset(field.name for field in fields(self) if getattr(self, field.name) is not None)
 
     def save(self, path: str | os.PathLike) -> None:
         sets = {"pooled": self.pooled, "spatial": self.spatial}

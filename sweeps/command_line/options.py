@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from fine_core.data.by_path import is_by_path
 from fine_core.data.readers.registry import formats
 from fine_core.data.registry import DATASETS
+from fine_core.evaluation.metrics import DEFAULT_METRICS, METRICS
 from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.parameterizations import PARAMETERIZATIONS
 from fine_core.sampling.sampler import SamplerSpec
@@ -126,6 +127,11 @@ _OPTIONS = [
     ),
     click.option("--sampling-steps", type=int, help="Denoising steps per image."),
     click.option("--guidance-scale", type=float, help="Scale of classifier-free guidance (1: none)."),
+    click.option(
+        "--metrics",
+        callback=names,
+        help=f"Metrics of the scores, fid among them: {', '.join(METRICS)}.  [default: {', '.join(DEFAULT_METRICS)}]",
+    ),
     click.option(
         "--transfer",
         callback=names,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from fine_core.evaluation.metrics import DEFAULT_METRICS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
@@ -26,6 +28,7 @@ class Preset:
     sampler: str = "dpm-solver++"
     sampling_steps: int
     guidance_scale: float = 1.0
+    metrics: str = ",".join(DEFAULT_METRICS)
     forgetting: str = "quick"
     target: str | None = None
     transfer: str = "full,difffit,fine-sigma,diff-tuning"

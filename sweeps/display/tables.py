@@ -10,9 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fine_core.data.registry import short_name
+from fine_core.evaluation.metrics import DEFAULT_METRICS, METRICS
 from sweeps.display.numbers import amount, duration
 
-WIDE_TERMINAL = 125  # columns that the full table of points needs
+WIDE_TERMINAL = 125  # columns that the full table of points needs, with one metric beside FID or what was forgotten
+METRIC_COLUMNS = 12  # that each further metric takes
 
 
 def show_front(console: Console, rows: Sequence[dict[str, Any]]) -> None:
@@ -34,8 +36,9 @@ def show_front(console: Console, rows: Sequence[dict[str, Any]]) -> None:
             cells_of["source FID"] = _source_fid_cell
         else:
             cells_of["MACs"] = lambda row: amount(row["macs"])
-            if rows[0]["kid"] is not None:
-                cells_of["KID"] = lambda row: f"{row['kid']:.4f}"
+        room = (console.width - WIDE_TERMINAL) // METRIC_COLUMNS + (0 if transferred else 1)
+        for name in _further_metrics(rows[0])[:room]:
+            cells_of[METRICS[name].label] = lambda row, name=name: f"{row[name]:.4f}"
         cells_of |= {"train s": lambda row: f"{row['train_s']:.1f}", "eval s": lambda row: f"{row['eval_s']:.1f}"}
     for column in cells_of:
         table.add_column(column, justify="left" if column in ("", "point") else "right", no_wrap=column != "point")
@@ -43,6 +46,12 @@ def show_front(console: Console, rows: Sequence[dict[str, Any]]) -> None:
         style = "bold green" if row["front_params_total"] else None
         table.add_row(*(cell(row) for cell in cells_of.values()), style=style)
     console.print(table)
+
+
+def _further_metrics(row: dict[str, Any]) -> list[str]:
+    """The metrics of a point beside FID: first those that were asked for beyond the default ones."""
+    computed = [name for name in METRICS if name != "fid" and row.get(name) is not None]
+    return sorted(computed, key=lambda name: name in DEFAULT_METRICS)
 
 
 def _fid_cell(row: dict[str, Any]) -> str:

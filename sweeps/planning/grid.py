@@ -10,6 +10,7 @@ from typing import Any
 
 from fine_core.data.registry import dataset_info
 from fine_core.dit import DiTConfig, ModelSize
+from fine_core.evaluation.metrics import DEFAULT_METRICS
 from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.sampling.sampler import SamplerSpec
 from sweeps.planning.chosen import ChosenOptions, options_of_initializations
@@ -69,6 +70,7 @@ class GridSpec:
     scoring: ScoringSpec | None = None
     forgetting: EvaluationSpec | None = None
     parameterization: str = "ddpm"
+    metrics: tuple[str, ...] = DEFAULT_METRICS
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "methods", "seeds"):
@@ -159,7 +161,7 @@ class GridSpec:
 
     @cached_property
     def _evaluation(self) -> EvaluationSpec:
-        return EvaluationSpec(num_samples=self.num_samples, sampler=self.sampler)
+        return EvaluationSpec(num_samples=self.num_samples, sampler=self.sampler, metrics=self.metrics)
 
     def score(self, scored: Scored, *, seed: int, replaced_steps: int = 0) -> ScoreSpec:
         """The score of a model on its own dataset by the grid's protocol."""

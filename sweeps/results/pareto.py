@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from fine_core.evaluation.metrics import DEFAULT_METRICS, METRICS
 from fine_core.evaluation.protocol import Protocol
 from sweeps.planning.names import MethodNames
 from sweeps.results.points import PointResult, Results
 
 COSTS = ("params_total", "macs", "serve_bytes", "params_trainable")
-MEANS = ("fid", "train_s", "eval_s")
-OPTIONAL_MEANS = ("kid", "sfid", "inception_score", "precision", "recall")  # where extractor and reference allow them
+TIMES = ("train_s", "eval_s")
 FORGETTING = ("source_fid", "source_fid_before", "distance", "tuned_distance", "tuned_distance_per_parameter")
 NUM_DRAWS = 4000
 
@@ -24,8 +24,9 @@ NUM_DRAWS = 4000
 class Point:
     """One method at one size, over its seeds: a base model, or the transfer of one.
 
-    `fid_stderr` is None with a single seed; what is forgotten is None for base models. `serve_bytes` is what the point adds
-    to storage: the dense weights of a base model, the delta of a transfer.
+    `metrics`: means of those that were computed, by name. `fid_stderr` is None with a single seed; what is forgotten is None
+    for base models. `serve_bytes` is what the point adds to storage: the dense weights of a base model, the delta of a
+    transfer.
     """
 
     method: str
@@ -38,13 +39,8 @@ class Point:
     protocol: Protocol
     trial_ids: str
     num_seeds: int
-    fid: float
+    metrics: dict[str, float]
     fid_stderr: float | None
-    kid: float | None
-    sfid: float | None
-    inception_score: float | None
-    precision: float | None
-    recall: float | None
     params_total: int
     params_trainable: int
     macs: int
@@ -56,6 +52,10 @@ class Point:
     distance: float | None
     tuned_distance: float | None
     tuned_distance_per_parameter: float | None
+
+    @property
+    def fid(self) -> float:
+        return self.metrics["fid"]
 
     @property
     def label(self) -> str:
@@ -85,7 +85,8 @@ def points_from(results: Results, names: MethodNames) -> list[Point]:
                 trial_ids=" ".join(member.id for member in members),
                 num_seeds=len(members),
                 fid_stderr=standard_error(fids),
-                **{name: _mean(metrics, name) for name in (*MEANS, *OPTIONAL_MEANS)},
+                metrics={name: mean for name in METRICS if (mean := _mean(metrics, name)) is not None},
+                **{name: _mean(metrics, name) for name in TIMES},
                 **{name: _mean(metrics, f"forgetting/{name}") for name in FORGETTING},
                 **{cost: metrics[0][cost] for cost in COSTS},
             )
@@ -149,7 +150,8 @@ def by_protocol(points: Sequence[Point]) -> dict[Protocol, list[Point]]:
 
 def report_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
     """The table of the report: every point with its membership in the joint fronts and in its own method's."""
-    rows = [vars(p) | {"label": p.label, "protocol": str(p.protocol)} for p in points]
+    columns = [name for name in METRICS if name in DEFAULT_METRICS or any(name in p.metrics for p in points)]
+    rows = [_row(point, columns) for point in points]
     by_method: dict[str, list[int]] = defaultdict(list)
     for index, point in enumerate(points):
         by_method[point.method].append(index)
@@ -162,3 +164,11 @@ def report_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
     for row, probability in zip(rows, front_probability(points, "params_total"), strict=True):
         row["front_probability"] = probability
     return rows
+
+
+def _row(point: Point, columns: Sequence[str]) -> dict[str, Any]:
+    """A point as plain data, with a column for every metric: None where it was not computed."""
+    row: dict[str, Any] = {}
+    for name, value in vars(point).items():
+        row |= {column: point.metrics.get(column) for column in columns} if name == "metrics" else {name: value}
+    return row | {"label": point.label, "protocol": str(point.protocol)}

@@ -18,11 +18,12 @@ from torch import nn
 from fine_core.data.registry import labels_to_sample, load_dataset, short_name
 from fine_core.denoiser import LABEL
 from fine_core.dit import DiT
+from fine_core.evaluation.metrics import METRICS
 from fine_core.evaluation.protocol import Protocol
 from fine_core.evaluation.reference import save_samples_npz
 from fine_core.sampling.draw import draw_batch
 from sweeps.planning.points import PlannedPoint
-from sweeps.results.pareto import OPTIONAL_MEANS, non_dominated, standard_error
+from sweeps.results.pareto import non_dominated, standard_error
 from sweeps.results.points import PointResult, point_result
 from trainables.jobs.run import load_served
 from trainables.jobs.scorer import load_scorer, load_stored_vae
@@ -82,9 +83,17 @@ def candidates(store: Store) -> list[Candidate]:
             groups[json.dumps([_without_seeds(to_json(model)), str(result.protocol)], sort_keys=True)].append(result)
     found = []
     for members in groups.values():
-        members.sort(key=lambda result: result.job.seed)
-        found.append(Candidate(results=tuple(members), serve_bytes=model_file_bytes(members[0].job.model)))
+        found.append(Candidate(results=_by_model(members), serve_bytes=model_file_bytes(members[0].job.model)))
     return found
+
+
+def _by_model(members: Sequence[PointResult]) -> tuple[PointResult, ...]:
+    """One result per model, by seed: scored twice for different metrics, it is still one point of one protocol."""
+    found: dict[str, PointResult] = {}
+    for result in sorted(members, key=lambda result: result.job.seed):
+        known = found.get(result.id)
+        found[result.id] = result if known is None else replace(known, metrics=result.metrics | known.metrics)
+    return tuple(found.values())
 
 
 def _with_forgetting(
@@ -166,7 +175,7 @@ def save_samples(candidate: Candidate, model: DiT, num_samples: int, path: Path,
 def card(candidate: Candidate, found: Sequence[Candidate]) -> dict[str, Any]:
     """All that is known of a point: method, settings, scores with their protocol and uncertainty, costs, lineage."""
     result = candidate.results[0]
-    job, metrics = result.job, result.metrics
+    job, metrics, seeds = result.job, result.metrics, [one.metrics for one in candidate.results]
     costs = np.array([c.serve_bytes for c in found], dtype=float)
     front = non_dominated(costs, np.array([c.fid for c in found]))
     content: dict[str, Any] = {
@@ -174,9 +183,8 @@ def card(candidate: Candidate, found: Sequence[Candidate]) -> dict[str, Any]:
         "initialization": job.initialization.name,
         "dataset": job.dataset,
         "size": asdict(job.size),
-        "fid": candidate.fid,
         "fid_standard_error": standard_error(candidate.fids),
-        **{name: float(np.mean([r.metrics[name] for r in candidate.results])) for name in OPTIONAL_MEANS if name in metrics},
+        **{name: float(np.mean([m[name] for m in seeds])) for name in METRICS if all(name in m for m in seeds)},
         "seeds": [j.seed for j in candidate.jobs],
         "protocol": str(result.protocol),
         "protocol_fields": result.protocol.to_json(),

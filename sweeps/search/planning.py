@@ -12,8 +12,9 @@ from sweeps.planning.costs import result_bytes, task_core_s
 from sweeps.planning.grid import GridSpec
 from sweeps.planning.plan import Plan, plan_tasks
 from sweeps.planning.settings import TransferSettings
+from sweeps.search.objectives import OBJECTIVES, metrics_among
 from sweeps.search.space import AT_SIZE, SearchSpace, build_space, options_to_search
-from sweeps.search.study import OBJECTIVES, SAMPLERS, HalvingSpec, StudySpec, rungs_of, study_digest
+from sweeps.search.study import SAMPLERS, HalvingSpec, StudySpec, rungs_of, study_digest
 from trainables.initializations import initialization
 from trainables.jobs.shapes import served_parameters
 from trainables.methods import transfer_method
@@ -86,6 +87,7 @@ def plan_search(grid: GridSpec, search: SearchSpec) -> SearchPlan:
     check(grid.transfer.steps > 0, f"{search.method} has no training steps to search over; see --transfer-steps")
     check(len(grid.seeds) == 1, "a search trains with one seed; compare what it finds over seeds with size_grid.py")
     check(len(grid.transfer.initializations) == 1, "a search takes base models of one initialization; see --transfer-from")
+    grid = replace(grid, metrics=(*grid.metrics, *metrics_among(search.objectives)))
     sizes = _chosen_sizes(grid, search.sizes)
     search = replace(search, sizes=tuple(sizes))
     values = {name: _allowed_values(grid, search, sizes[name]) for name in sizes}
@@ -203,6 +205,7 @@ def _study(
         limits=search.limits,
     )
     _check_forgetting(spec)
+    spec.point(spec.default_transfer(next(iter(sizes)))).score.extractor.check_metrics(metrics_among(spec.objectives))
     name = f"{search.study or study_digest(spec)}-{spec.label.replace(' ', '-')}"
     return replace(spec, name=name)
 

@@ -189,8 +189,13 @@ def options_to_search(method: str, start: str) -> dict[str, SearchedOption]:
     own = initialization(start).options
     found = [option for kind in transfer_method(method).options for option in _searched_of(kind)]
     found += [SearchedOption(name=LR, first=LR)]
-    found += [] if own is None else [replace(option, is_start=True) for option in _searched_of(own)]
+    found += [] if own is None else [replace(option, is_start=True) for option in _searched_of(own) if _is_listed(own, option)]
     return {option.name: option for option in found}
+
+
+def _is_listed(kind: type[Options], option: SearchedOption) -> bool:
+    """Whether its values are known beforehand: base models of all of them are made before the trials that ask for them."""
+    return all(isinstance(parameter, Choice) for parameter in kind().search(option.name, steps=ANY_STEPS))
 
 
 def _searched_of(kind: type[Options]) -> list[SearchedOption]:

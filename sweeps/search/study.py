@@ -10,7 +10,7 @@ import hashlib
 import json
 import warnings
 from collections import deque
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -21,9 +21,11 @@ from sweeps.execution.errors import without_password
 from sweeps.planning.grid import GridSpec
 from sweeps.planning.points import PlannedPoint
 from sweeps.results.points import PointResult, point_result
+from sweeps.search.objectives import OBJECTIVES
 from sweeps.search.space import SearchSpace
 from trainables.failures import Failure, FailureKind
 from trainables.specs.base import JobSpec, check
+from trainables.specs.identity import content_of
 from trainables.specs.options import Point
 from trainables.specs.scores import ScoreSpec
 from trainables.specs.tasks import Task
@@ -33,8 +35,6 @@ from trainables.storage.store import Store
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
-# objective -> metric of a transfer's record; all are minimized
-OBJECTIVES = {"fid": "fid", "forgetting": "forgetting/source_fid", "serve_bytes": "serve_bytes"}
 SAMPLERS = ("auto", "tpe", "gp", "nsga2", "random")
 NSGA2_FROM_TRIALS = 1000  # below it TPE learns faster
 DEFINITION = "definition"  # Optuna user attributes
@@ -117,7 +117,7 @@ class StudySpec:
             "space": self.space.description(),
             "objectives": self.objectives,
             "limits": self.limits,
-            "halving": None if self.halving is None else asdict(self.halving),
+            "halving": None if self.halving is None else content_of(self.halving),
             "defaults": {size: [job.id for job in self._default_jobs(size)] for size in self.sizes},
         }
         return json.dumps(content, sort_keys=True)
@@ -190,7 +190,7 @@ class ScheduleStudy:
             study = optuna.create_study(
                 storage=storage,
                 study_name=spec.name,
-                directions=["minimize"] * len(spec.objectives),
+                directions=[OBJECTIVES[name].direction for name in spec.objectives],
                 pruner=optuna.pruners.NopPruner() if spec.halving is None else spec.halving.pruner(),
                 load_if_exists=True,
             )
@@ -302,12 +302,17 @@ class ScheduleStudy:
 
     def _complete(self, running: _Running, result: PointResult) -> None:
         metrics = result.metrics
+        missing = [name for name in self.spec.objectives if OBJECTIVES[name].result not in metrics]
+        if missing:
+            problem = f"this extractor and reference give no {', '.join(missing)}; leave it out of the objectives"
+            self.failed(Task(job=running.transfer), Failure(kind=FailureKind.BAD_INPUT, reason=problem))
+            return
         for trial in (running.trial, *running.others):
             for name, limit in self.spec.limits.items():
                 trial.set_constraint(name, metrics[name] - limit)
             for name in ("fid", "serve_bytes", "params_total"):
                 trial.set_user_attr(name, metrics[name])
-        values = [metrics[OBJECTIVES[name]] for name in self.spec.objectives]
+        values = [metrics[OBJECTIVES[name].result] for name in self.spec.objectives]
         self._end(running, TrialState.COMPLETE, "scored", values)
 
     def _end(self, running: _Running, state: TrialState, outcome: str, values: list[float] | None = None) -> None:

@@ -18,7 +18,7 @@ def test_workers_die_one_after_the_other_and_the_sweep_goes_on(alone, tmp_path):
     faults = [
         "trainables.training.loop:PhaseTrainer.step:8:self",
         "sweeps.execution.tune_run:InlineContext.report:2:self",  # between a checkpoint and its report
-        "trainables.jobs.score:compute_scores:1:self",
+        "trainables.jobs.score:compute_metrics:1:self",
     ]
     code, output = run_with_faults(store, faults, "--runner", "tune")
     assert code == 0, output
@@ -32,7 +32,7 @@ def test_the_sweep_itself_dies_again_and_again(alone, tmp_path):
         "sweeps.execution.sweep:Sweep.reported:2:self",  # the learngene has a checkpoint
         "trainables.training.loop:PhaseTrainer.step:7:driver",  # of a base model
         "sweeps.execution.tune_run:InlineContext.report:2:driver",  # a checkpoint is written, nobody has heard of it
-        "trainables.jobs.score:compute_scores:1:driver",
+        "trainables.jobs.score:compute_metrics:1:driver",
         "sweeps.execution.sweep:Sweep.finished:1:self",  # a result is stored, MLflow has not heard of it
         "sweeps.results.report:draw_front:1:self",  # while it reports
     ]

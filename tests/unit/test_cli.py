@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from fine_core.dit import DIT_SIZES
+from fine_core.evaluation.metrics import DEFAULT_METRICS
+from fine_core.evaluation.protocol import Protocol
 from sweeps.command_line.options import grid_from, preset_grid
 from sweeps.forgetting_curve import main as forgetting_curve
 from sweeps.planning.costs import task_core_s
@@ -104,6 +106,9 @@ def test_dry_run_of_the_cluster_preset_has_the_published_size(tmp_path):
         (["--seeds", "-1"], "seeds must be 0 or more"),
         (["--rank-ratio", "0"], "rank_ratio is 0.0; it must be positive"),
         (["--num-samples", "1"], "num_samples is 1"),
+        (["--metrics", "fid,fdd"], "unknown metric 'fdd'; choose from fid, sfid, kid"),
+        (["--metrics", "kid,mind"], "metrics are kid, mind; fid must be among them"),
+        (["--metrics", "fid,sfid"], "sfid needs spatial features, which the extractor does not give; leave sfid out"),
         (["--sampling-steps", "0"], "sampling_steps is 0"),
         (["--guidance-scale", "0.5"], "guidance_scale is 0.5"),
         (["--workers-per-trial", "3"], "batch_size 64 does not divide among 3 workers"),
@@ -161,6 +166,20 @@ def test_the_fidelity_ladder_sets_what_is_not_given(tmp_path):
         shares.append(int(re.search(r"MAC \((\d+)% of it to score\)", result.output)[1]))
     assert shares == sorted(set(shares)) and shares[-1] > 90, "the dry run says what a finer score costs"
     assert invoke("--eval", "perfect").exit_code == 2
+
+
+def test_metrics_are_part_of_a_score_but_not_of_its_protocol_or_of_what_is_forgotten():
+    def point(*arguments: str):
+        with main.make_context("size_grid", list(arguments)) as context:
+            grid = grid_from(context.params)
+        return grid.point(grid.transferred("full", grid.transfer.settings_of("full")[0], **where))
+
+    where = {"start": "fine", "depth": 2, "width": 32, "seed": 0}
+    default, named, other = point(), point("--metrics", ",".join(DEFAULT_METRICS)), point("--metrics", "mind,fid")
+    assert default.score.id == named.score.id != other.score.id and default.forgetting == other.forgetting
+    assert other.score.evaluation.metrics == ("fid", "mind")
+    protocols = {Protocol.of(p.score.evaluation, extractor="e", reference="r") for p in (default, other)}
+    assert len(protocols) == 1
 
 
 def curve(*arguments: str):
@@ -225,7 +244,7 @@ def test_a_dry_run_of_a_search_prints_its_space_and_starts_no_study(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--objectives", "speed"], "unknown objective 'speed'; choose from fid, forgetting, serve_bytes"),
+        (["--objectives", "speed"], "unknown objective 'speed'; choose from fid, sfid"),
         (["--trials", "0"], "trials is 0; it must be at least 1"),
         (["--max-params", "10"], "no point keeps to params_total <= 10; the least is params_total 479,364"),
         (["--max-serve-bytes", "1kB", "--method", "difffit"], "no point keeps to serve_bytes <= 1,000; the least is"),
@@ -242,6 +261,7 @@ def test_a_dry_run_of_a_search_prints_its_space_and_starts_no_study(tmp_path):
         (["--parameters", "speed"], "unknown parameter 'speed'"),
         (["--methods", "fine,scratch", "--transfer-from", "fine,scratch"], "base models of one initialization"),
         (["--objectives", "fid,serve_bytes"], "stores the same bytes; search several sizes (--size all)"),
+        (["--objectives", "fid,sfid"], "sfid needs spatial features, which the extractor does not give; leave sfid out"),
         (["--target", "digits-16", "--method", "full", "--objectives", "fid,forgetting"], "forgetting cannot be measured"),
         (["--transfer-steps", "0"], "has no training steps to search over"),
         (["--seed", "-1"], "seeds must be 0 or more"),

@@ -20,7 +20,7 @@ from sweeps.command_line.options import preset_grid
 from sweeps.planning.plan import plan_grid
 from tests.tiny import TINY_EVALUATION, random_dit, randomize, tiny_bank, tiny_base, tiny_config, tiny_score
 from tests.velocity import register_velocity
-from trainables.initializations import recipe_for
+from trainables.initializations.scratch import ScratchRecipe
 from trainables.jobs.inputs import source_spec
 from trainables.specs.models import model_config
 from trainables.training.batches import DenoisingBatches
@@ -49,7 +49,7 @@ def test_a_model_of_continuous_times_trains_and_samples(config, tmp_path):
     data = load_dataset("digits", "train")
     batches = DenoisingBatches(data, base.training, null_label=10, seed=0, device=torch.device("cpu"))
     told = []
-    recipe = recipe_for(base, None)
+    recipe = ScratchRecipe(base)
     model_for = recipe.model_for
 
     def watched(phase, previous):

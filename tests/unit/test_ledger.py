@@ -35,8 +35,8 @@ def test_shared_files_count_once_and_seeds_are_repeats():
     rows = ledger_rows([store.result(job) for job in jobs], store, MethodNames(jobs))
     totals = ledger_totals(rows)
     assert totals["fine"] == {"initialize": {"bytes": 1000, "seconds": 2.0}, "serve": {"bytes": 50, "seconds": 2.0}}
-    assert totals["diff-tuning linear"]["initialize"] == {"bytes": 300, "seconds": 3.0}
-    assert totals["diff-tuning linear"]["serve"] == {"bytes": 7, "seconds": 2.0}
+    assert totals["diff-tuning linear retention weight 0.5 source ratio 0.25"]["initialize"] == {"bytes": 300, "seconds": 3.0}
+    assert totals["diff-tuning linear retention weight 0.5 source ratio 0.25"]["serve"] == {"bytes": 7, "seconds": 2.0}
     assert totals["full"]["initialize"]["bytes"] == 0
     items = {row["item"] for row in rows}
     assert {tiny_learngene().label, tiny_bank(tiny_base("fine")).label, "L2-D16, delta to fine"} <= items

@@ -2,11 +2,15 @@
 
 import itertools
 from dataclasses import replace
+from io import StringIO
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from fine_core.evaluation.metrics import DEFAULT_METRICS, METRICS
 from fine_core.evaluation.protocol import Protocol
+from sweeps.display.tables import WIDE_TERMINAL, show_front
 from sweeps.planning.names import MethodNames
 from sweeps.results.pareto import Point, by_protocol, front, front_probability, non_dominated, points_from, report_rows
 from sweeps.results.points import PointResult, point_result
@@ -24,17 +28,14 @@ def point(fid: float, params: int, *, stderr: float | None = 0.01, protocol: Pro
         "width": 16,
         "num_heads": 2,
         "num_seeds": 3,
-        "kid": 0.1,
-        "precision": 0.9,
-        "recall": None,
-        "sfid": None,
-        "inception_score": None,
         "train_s": 1.0,
         "eval_s": 1.0,
     }
     costs = dict.fromkeys(("params_total", "params_trainable", "macs", "serve_bytes"), params)
     unknown = dict.fromkeys(("source_fid", "source_fid_before", "distance", "tuned_distance", "tuned_distance_per_parameter"))
-    return Point(depth=depth, protocol=protocol, fid=fid, fid_stderr=stderr, **same, **costs, **unknown)
+    return Point(
+        depth=depth, protocol=protocol, metrics={"fid": fid, "kid": 0.1}, fid_stderr=stderr, **same, **costs, **unknown
+    )
 
 
 def result(job, metrics: dict[str, float], protocol: Protocol = PROTOCOL) -> PointResult:
@@ -85,7 +86,7 @@ def test_transfers_are_rows_of_their_own_with_their_schedule_and_what_they_forge
     jobs = [tiny_transfer("full"), tiny_transfer("diff-tuning"), tiny_transfer("full", seed=1)]
     full, tuned = points_from([scored(job, fid) for fid, job in enumerate(jobs, start=1)], MethodNames(jobs))
     assert (full.label, full.num_seeds, full.source_fid, full.distance) == ("full L2-D16", 2, 20.0, None)
-    assert tuned.label == "diff-tuning linear L2-D16" and tuned.trial_ids == jobs[1].id
+    assert tuned.label == "diff-tuning linear retention weight 0.5 source ratio 0.25 L2-D16" and tuned.trial_ids == jobs[1].id
     rows = report_rows([full, tuned])
     assert [row["method_front_params_total"] for row in rows] == [True, True], "each is the front of its own method"
     assert {row["protocol"] for row in rows} == {str(PROTOCOL)}, "as people read it"
@@ -159,3 +160,18 @@ def test_seeds_are_averaged_with_their_standard_error():
     assert scratch.fid_stderr is None and scratch.label == "scratch L2-D16"
     rows = report_rows([fine, scratch])
     assert [row["front_params_total"] for row in rows] == [True, False] and rows[0]["front_probability"] is None
+
+
+def test_every_metric_that_was_computed_is_a_column_and_those_asked_for_come_first_in_a_wide_table():
+    plain = point(1.0, 10)
+    (row,) = report_rows([plain])
+    assert row["kid"] == 0.1 and row["recall"] is None and "metrics" not in row
+    assert [name for name in row if name in METRICS] == list(DEFAULT_METRICS)
+    (row,) = report_rows([replace(plain, metrics=plain.metrics | {"mind": 7.0})])
+    assert row["mind"] == 7.0 and "density" not in row
+    shown = {}
+    for width in (80, WIDE_TERMINAL, 200):
+        text = StringIO()
+        show_front(Console(file=text, width=width), [row])
+        shown[width] = [label for label in ("MIND", "KID") if label in text.getvalue()]
+    assert shown == {80: [], WIDE_TERMINAL: ["MIND"], 200: ["MIND", "KID"]}

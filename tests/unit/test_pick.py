@@ -12,7 +12,7 @@ from fine_core.checkpoints.diffusers_folder import load_diffusers, load_pipeline
 from fine_core.checkpoints.native import load_model
 from sweeps.pick import main
 from sweeps.results.picking import candidates, card, on_dataset, pick
-from tests.tiny import compute, tiny_base, tiny_learngene, tiny_point, tiny_transfer
+from tests.tiny import TINY_EVALUATION, compute, tiny_base, tiny_learngene, tiny_point, tiny_score, tiny_transfer
 from trainables.jobs.transfer import load_transferred
 from trainables.specs.scorers import ExtractorSpec
 from trainables.storage.store import Store
@@ -52,6 +52,17 @@ def test_seeds_are_one_candidate_and_what_cannot_be_merged_is_none(store):
     assert [part["kind"] for part in content["lineage"]] == ["transfer", "base", "learngene"]
 
 
+def test_a_model_scored_again_for_other_metrics_is_one_point_with_all_of_them(store):
+    job = tiny_transfer("full")
+    asked = tiny_score(job, evaluation=replace(TINY_EVALUATION, metrics=("fid", "mind")))
+    compute(asked, store, LocalContext(f"{store.root}-pad/{asked.id}"))
+    found = on_dataset(candidates(store), TARGET)
+    (full,) = (candidate for candidate in found if candidate.jobs[0] == job)
+    content, expected = card(full, found), store.record(asked).metrics
+    assert content["seeds"] == [0] and content["fid"] == pytest.approx(expected["fid"], rel=1e-6)
+    assert content["mind"] == expected["mind"] and "kid" in content and "density" not in content
+
+
 def invoke(store: Store, *arguments: str):
     return CliRunner().invoke(main, ["--storage-path", store.location, *arguments])
 
@@ -75,6 +86,8 @@ def test_the_picked_model_is_dense_sampled_by_diffusers_and_registered(store, tm
 
     client = mlflow.MlflowClient(f"sqlite:///{store.root}/mlflow.db")
     (version,) = client.search_model_versions("name = 'tiny'")
+    logged = client.get_run(version.run_id).data.metrics
+    assert {name: content[name] for name in logged} == logged and {"fid", "kid", "recall"} <= logged.keys()
     assert version.tags["protocol"] == json.dumps(content["protocol"])
     folder = mlflow.artifacts.download_artifacts(version.source, dst_path=str(tmp_path / "got"))
     files = {path.suffix for path in type(out)(folder).rglob("*") if path.is_file()}

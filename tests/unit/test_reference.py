@@ -10,6 +10,9 @@ from torch import nn
 from fine_core.checkpoints.native import CheckpointError, save_tensors
 from fine_core.evaluation import reference as reference_module
 from fine_core.evaluation.features import Features, extract_features
+from fine_core.evaluation.metrics import DEFAULT_METRICS
+from fine_core.evaluation.metrics.asked import compute_metrics, obtainable
+from fine_core.evaluation.metrics.frechet import frechet_distance
 from fine_core.evaluation.reference import (
     MomentsAccumulator,
     Reference,
@@ -17,7 +20,7 @@ from fine_core.evaluation.reference import (
     reference_from_adm,
     save_samples_npz,
 )
-from fine_core.evaluation.scores import compute_scores, frechet_distance
+from fine_core.evaluation.samples import SampleBuilder, fields_of
 
 
 class Channels(nn.Module):
@@ -43,15 +46,19 @@ def nhwc(num_images: int) -> np.ndarray:
     return images(num_images).permute(0, 2, 3, 1).numpy()
 
 
+@pytest.mark.parametrize("num_accumulators", [1, 2, 5])
 @pytest.mark.parametrize("sizes", [(1000,), (1, 700, 2, 297), (333, 333, 0, 334)])
-def test_moments_of_parts_are_those_of_the_whole_far_from_zero(sizes):
+def test_moments_of_parts_are_those_of_the_whole_far_from_zero(sizes, num_accumulators):
     draws = 1e4 + torch.randn(1000, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     draws = draws * torch.tensor([1, 1, 1, 1e-2, 1e2, 1], dtype=torch.float64)
     draws[500:, 0] += 50  # the parts have different means
-    accumulator = MomentsAccumulator()
-    for part in draws.split(sizes):
-        accumulator.add(part)
-    moments = accumulator.moments()
+    accumulators = [MomentsAccumulator() for _ in range(num_accumulators)]  # some of them empty
+    for index, part in enumerate(draws.split(sizes)):
+        accumulators[-1 - index % num_accumulators].add(part)
+    merged = MomentsAccumulator()
+    for accumulator in accumulators:
+        merged.merge(accumulator)
+    moments = merged.moments()
     assert moments.num_samples == 1000 and moments.mean.dtype == moments.covariance.dtype == torch.float64
     torch.testing.assert_close(moments.mean, draws.mean(0), rtol=1e-12, atol=0)
     scale = draws.std(0)
@@ -106,7 +113,10 @@ def test_published_moments_give_the_closed_form(tmp_path):
     whitened = (drawn - drawn.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(drawn.T.cov())).T
     fakes = Features(pooled=whitened, spatial=None, logits=None)  # mean 0, covariance 1
     expected = (mean**2).sum() + ((np.sqrt(variances) - 1) ** 2).sum()
-    scores = compute_scores(reference, fakes, num_samples=500, seed=0)
+    builder = SampleBuilder({"pooled"})
+    builder.add(fakes, batch=0)
+    assert obtainable(DEFAULT_METRICS, of_samples=fields_of(fakes), of_reference=reference.fields) == ("fid",)
+    scores = compute_metrics(("fid",), reference, SampleBuilder.join([builder]), num_samples=500, seed=0)
     assert scores == {"fid": pytest.approx(expected, rel=1e-6)}
 
 

@@ -17,6 +17,7 @@ from fine_core.data.latents import VAE_WEIGHTS, decode, encode, load_vae, write_
 from fine_core.data.source import LatentInfo
 from fine_core.dit import DiT, DiTConfig, ModelSize
 from fine_core.evaluation.extractors.given import load_given_extractor, weights_sha256
+from fine_core.evaluation.metrics.asked import MetricUnavailable
 from fine_core.evaluation.reference import Reference, save_samples_npz
 from fine_core.sampling.sampler import SamplerSpec
 from fine_core.transfer.bank import load_bank
@@ -87,6 +88,9 @@ def test_images_by_path_are_learned_and_scored_by_an_extractor_by_path(place, tm
     assert reference.pooled.num_samples == 24 and reference.features.shape == (24, 6)
     base = trial_on(name, channels=3, size=8)
     run(base, store)
+    forbidden = replace(TINY_EVALUATION, metrics=("fid", "sfid"))
+    with pytest.raises(MetricUnavailable, match="sfid needs spatial features, which the extractor does not give"):
+        run(tiny_score(base, extractor=extractor, evaluation=forbidden), store)
     record = run(tiny_score(base, extractor=extractor), store)
     metrics = record.metrics
     assert {"fid", "kid", "precision", "recall"} <= set(metrics) and not {"sfid", "inception_score"} & set(metrics)

@@ -130,7 +130,7 @@ def test_a_limit_clips_the_default_and_what_a_known_point_leaves_out():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objectives": ("speed",)}, "unknown objective 'speed'; choose from fid, forgetting, serve_bytes"),
+        ({"objectives": ("speed",)}, "unknown objective 'speed'; choose from fid, sfid, kid"),
         ({"objectives": ("forgetting",)}, "one of them must be fid"),
         ({"num_trials": 0}, "trials is 0; it must be at least 1"),
         ({"sizes": ("L9-D9",)}, "the grid has no size 'L9-D9'; choose from L2-D32"),

@@ -10,7 +10,7 @@ from fine_core.checkpoints.native import load_model
 from fine_core.files import file_bytes, sha256_of
 from fine_core.initializers.fine.learngene import Learngene
 from tests.tiny import compute, tiny_base, tiny_learngene, tiny_score
-from trainables.jobs import run as jobs
+from trainables.jobs.registry import JOB_KINDS
 from trainables.specs.scorers import ExtractorSpec
 from trainables.storage.files import EXTRACTOR_FILE, LEARNGENE_FILE, MODEL_FILE, SAMPLES_FILE
 from trainables.storage.record import Record
@@ -60,7 +60,7 @@ def test_the_extractor_is_accurate(store):
 
 
 def test_a_finished_job_is_not_computed_again(store, monkeypatch, tmp_path):
-    monkeypatch.setitem(jobs.RUN, "base", lambda *a: pytest.fail("computed again"))
+    monkeypatch.setattr(type(JOB_KINDS["base"]), "run", lambda *a: pytest.fail("computed again"))
     compute(tiny_base("fine"), store, LocalContext(tmp_path))
 
 

@@ -7,6 +7,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from fine_core.evaluation.metrics import DEFAULT_METRICS
 from sweeps.execution.graph import TaskGraph
 from sweeps.planning.plan import plan_grid
 from sweeps.results.points import point_result
@@ -159,6 +160,23 @@ def test_what_is_forgotten_is_scored_where_it_is_an_objective(tmp_path, objectiv
     before = [score for base in planned for score in base.scores if score.evaluation.unconditional]
     assert len(before) == (len(planned) if "forgetting" in objectives else 0), "of the base models, before the studies"
     assert study.complete_trials() and point_result(study.spec.point(task.job), store) is not None
+
+
+def test_any_metric_is_an_objective_with_its_direction_and_is_computed_for_it(tmp_path):
+    study, store = opened(spec(objectives=("fid", "density"), num_trials=6), tmp_path)
+    assert [direction.name for direction in study.study.directions] == ["MINIMIZE", "MAXIMIZE"]
+    tasks = run(study, store, tmp_path)
+    evaluations = {score.evaluation for task in tasks for score in task.scores}
+    assert {evaluation.metrics for evaluation in evaluations} == {(*DEFAULT_METRICS, "density")}
+    assert all(trial.values[1] == 1 / trial.values[0] for trial in study.complete_trials())
+    assert len(study.study.best_trials) == len({tuple(trial.values) for trial in study.study.best_trials}) == 1
+
+
+def test_a_trial_whose_score_lacks_an_objective_fails_with_its_name(tmp_path):
+    study, store = opened(spec(objectives=("fid", "kid"), num_trials=1), tmp_path)
+    run(study, store, tmp_path)
+    assert study.is_exhausted() and not study.complete_trials()
+    assert study.broken == {0: "bad input: this extractor and reference give no kid; leave it out of the objectives"}
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FailureKind if kind is not FailureKind.DIVERGED])

@@ -12,11 +12,12 @@ from torchvision.utils import make_grid
 
 from fine_core.data.registry import labels_to_sample, load_dataset
 from fine_core.denoiser import LABEL
-from fine_core.dit import DiT
-from fine_core.evaluation.features import Features, extract_features
+from fine_core.dit import DiT, DiTConfig
+from fine_core.evaluation.features import extract_features
 from fine_core.evaluation.finite import check_finite_model, not_finite
-from fine_core.evaluation.protocol import EvaluationSpec, Protocol
-from fine_core.evaluation.scores import compute_scores
+from fine_core.evaluation.metrics.asked import compute_metrics, needs_of, obtainable
+from fine_core.evaluation.protocol import Protocol
+from fine_core.evaluation.samples import SampleBuilder, fields_of
 from fine_core.sampling.draw import Tail, draw_batch
 from trainables.jobs.context import JobContext, Result
 from trainables.jobs.kind import JobKind
@@ -51,7 +52,7 @@ class ScoreKind(JobKind):
     def run(self, job: ScoreSpec, context: JobContext) -> Result:
         """Score the model in memory, or the one from the store. At a rung the transfer is trained up to its step first.
 
-        Raises NotFinite for a model or samples that are not finite.
+        Raises NotFinite for a model or samples that are not finite, MetricUnavailable for a metric that cannot be had.
         """
         store, run = context.store, context.run
         served = context.served
@@ -69,12 +70,13 @@ class ScoreKind(JobKind):
         if job.replaced_steps and isinstance(job.scored, TransferSpec):
             tail = Tail(model=load_base(job.scored, store).to(run.device).eval(), steps=job.replaced_steps)
         scorer = load_scorer(job.extractor, store, run.device)
-        features, shown = _sample_features(
-            model, scorer, job.evaluation, dataset=job.dataset, seed=job.seed, run=run, tail=tail
-        )
+        names = _obtainable(job.evaluation.metrics, scorer, model.config, run.device)
+        taken, shown = _take_samples(job, model, scorer, needs_of(names), run=run, tail=tail)
+        parts = run.gather_to_first(taken)
         values: dict[str, float] = {}
         if run.rank == 0:
-            values = compute_scores(scorer.reference, features, num_samples=job.evaluation.num_samples, seed=job.seed)
+            samples = SampleBuilder.join(parts)
+            values = compute_metrics(names, scorer.reference, samples, num_samples=job.evaluation.num_samples, seed=job.seed)
             save_grid(shown, context.folder / SAMPLES_FILE)
         protocol = Protocol.of(
             job.evaluation,
@@ -86,29 +88,36 @@ class ScoreKind(JobKind):
         return Result(metrics=metrics, history=history, protocol=protocol)
 
 
-def _sample_features(
-    model: DiT, scorer: Scorer, spec: EvaluationSpec, *, dataset: str, seed: int, run: RunContext, tail: Tail | None
-) -> tuple[Features, Tensor]:
-    """Features of `num_samples` generated images, drawn by all workers together, and the first images."""
+def _obtainable(names: tuple[str, ...], scorer: Scorer, config: DiTConfig, device: torch.device) -> tuple[str, ...]:
+    """The metrics that can be had: known on all ranks before anything is drawn, from the features of noise."""
+    shape = (1, config.in_channels, config.input_size, config.input_size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+    features = extract_features(scorer.extractor, scorer.to_images(noise))
+    return obtainable(names, of_samples=fields_of(features), of_reference=scorer.reference.fields)
+
+
+def _take_samples(
+    job: ScoreSpec, model: DiT, scorer: Scorer, fields: frozenset[str], *, run: RunContext, tail: Tail | None
+) -> tuple[SampleBuilder, Tensor | None]:
+    """This worker's share of the generated images, and on rank 0 the first images."""
+    spec = job.evaluation
     model.eval()
-    labels = labels_to_sample(load_dataset(dataset, "pool"), spec.num_samples).to(run.device)
+    labels = labels_to_sample(load_dataset(job.dataset, "pool"), spec.num_samples).to(run.device)
     if spec.unconditional:
         labels = torch.full_like(labels, model.config.num_classes)
-    mine: dict[int, tuple[Features, Tensor]] = {}
+    taken, shown = SampleBuilder(fields), None
     problem: str | None = None
     for index, batch_labels in enumerate(labels.split(spec.batch_size)):
         if index % run.num_workers == run.rank:  # batches have their own streams: images do not depend on who draws them
-            drawn = draw_batch(model, {LABEL: batch_labels}, spec.sampler, seed=seed, index=index, tail=tail)
+            drawn = draw_batch(model, {LABEL: batch_labels}, spec.sampler, seed=job.seed, index=index, tail=tail)
             problem = not_finite(drawn)
             if problem is not None:
                 break
             images = scorer.to_images(drawn)
-            features = extract_features(scorer.extractor, images, batch_size=EXTRACTED_AT_ONCE)
-            mine[index] = (features, images[:NUM_SHOWN_SAMPLES].cpu())
+            taken.add(extract_features(scorer.extractor, images, batch_size=EXTRACTED_AT_ONCE), batch=index)
+            shown = images[:NUM_SHOWN_SAMPLES].cpu() if index == 0 else shown
     run.raise_together(problem)
-    by_index = {index: pair for part in run.gather(mine) for index, pair in part.items()}
-    ordered = [by_index[index] for index in sorted(by_index)]
-    return Features.join([features for features, _ in ordered]), ordered[0][1]
+    return taken, shown
 
 
 def save_grid(images: Tensor, path: Path) -> None:

@@ -41,7 +41,7 @@ def added(introduced: Any, *, default: Any = MISSING) -> Any:
 
 def id_of(value: Any) -> str:
     """The id of a spec."""
-    return hashlib.sha256(json.dumps(_content(value), sort_keys=True).encode()).hexdigest()[:ID_LENGTH]
+    return hashlib.sha256(json.dumps(content_of(value), sort_keys=True).encode()).hexdigest()[:ID_LENGTH]
 
 
 def _identity(value: Any) -> Any:
@@ -49,10 +49,11 @@ def _identity(value: Any) -> Any:
         return [_identity(item) for item in value]
     if hasattr(value, "kind") and hasattr(value, "type_tag"):
         return {"job": value.id}  # which it keeps: a job within many others is hashed once
-    return _content(value)
+    return content_of(value)
 
 
-def _content(value: Any) -> Any:
+def content_of(value: Any) -> Any:
+    """What the id of a value is made from: as `to_json`, but without added fields that are as they were introduced."""
     if not is_dataclass(value):
         return value
     content: dict[str, Any] = _tags(value)

@@ -6,8 +6,11 @@ import hashlib
 from typing import ClassVar
 
 from fine_core.data.registry import dataset_info, reference_dataset, short_name
+from fine_core.evaluation.metrics.asked import obtainable
 from trainables.specs.base import FileSpec, JobSpec, VaeSpec, check
 from trainables.specs.identity import spec
+
+OF_CLASSIFIERS = frozenset({"pooled", "features", "logits"})  # fields of `Samples` that the built-in extractors fill
 
 
 @spec("extractor")
@@ -21,6 +24,10 @@ class ExtractorSpec(JobSpec):
 
     def check_data(self) -> None:
         """Nothing: the embedded datasets are always there."""
+
+    def check_metrics(self, names: tuple[str, ...]) -> None:
+        """Raises ValueError for metrics that need more than the classifier gives."""
+        obtainable(names, of_samples=OF_CLASSIFIERS, of_reference=OF_CLASSIFIERS)
 
     @property
     def label(self) -> str:
@@ -64,6 +71,9 @@ class GivenExtractorSpec(ExtractorSpec):
                     f"the images that {short_name(self.dataset)} is compared with cannot be used ({error}); "
                     "name an ADM .npz with --reference, or encode the latents again"
                 ) from error
+
+    def check_metrics(self, names: tuple[str, ...]) -> None:
+        """Nothing: what a given extractor gives is seen when it runs."""
 
     @property
     def needs(self) -> tuple[JobSpec, ...]:

@@ -36,6 +36,7 @@ class ScoreSpec(JobSpec):
         steps = self.evaluation.sampler.sampling_steps
         check(0 <= self.replaced_steps <= steps, f"replaced_steps is {self.replaced_steps}; it must be 0 to {steps}")
         check_sampler_fits(self.evaluation.sampler.sampler, self.model.parameterization)
+        self.extractor.check_metrics(self.evaluation.metrics)
 
     @property
     def dataset(self) -> str:

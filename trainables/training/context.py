@@ -37,6 +37,14 @@ class RunContext(ABC):
         torch.distributed.all_gather_object(items, item)
         return items
 
+    def gather_to_first(self, item: Any) -> list[Any]:
+        """The items of all ranks in order, on rank 0; nothing on the others."""
+        if self.num_workers == 1:
+            return [item]
+        items: list[Any] | None = [None] * self.num_workers if self.rank == 0 else None
+        torch.distributed.gather_object(item, items)
+        return items or []
+
     def agreed(self, item: Any) -> Any:
         """Rank 0's item, on every rank. Ranks may read different things from the store."""
         return self.gather(item)[0]

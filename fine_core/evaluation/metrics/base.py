@@ -1,0 +1,46 @@
+"""What a metric is: a name, a direction, what it reads of reference and samples, and how it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from fine_core.evaluation.reference import Reference
+from fine_core.evaluation.samples import Samples
+
+IN_WORDS = {
+    "pooled": "features",
+    "spatial": "spatial features",
+    "features": "the features of single images",
+    "logits": "class logits",
+}
+OF_SAMPLES_ALONE = ("logits",)
+
+
+class Compute(Protocol):
+    def __call__(self, reference: Reference, samples: Samples, *, seed: int) -> float:
+        """One number; what is drawn for it is drawn from `seed`. Raises ValueError for sets that are too small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric by its name in records and its label in tables.
+
+    `needs` are the fields of `Samples` that `compute` reads; it reads those of `Reference` too, but for the logits.
+    """
+
+    name: str
+    label: str
+    lower_is_better: bool
+    needs: tuple[str, ...]
+    compute: Compute
+
+    def lacks(self, *, of_samples: Collection[str], of_reference: Collection[str]) -> str | None:
+        """In one line what it needs and cannot have of these fields; None if nothing."""
+        for need in self.needs:
+            if need not in of_samples:
+                return f"{self.name} needs {IN_WORDS[need]}, which the extractor does not give"
+            if need not in (*of_reference, *OF_SAMPLES_ALONE):
+                return f"{self.name} needs {IN_WORDS[need]} of the reference, which does not have them"
+        return None
