@@ -103,7 +103,7 @@ def test_everything_from_a_given_model_has_its_parameterization(velocity):
     model = DiT(replace(tiny_config(depth=3, width=32), parameterization=velocity))
     demo = replace(preset_grid("demo"), source=source_spec(model), head_dim=8, transfer=None, forgetting=None)
     plan = plan_grid(replace(demo, depths=(2,), widths=(16, 32), methods=("given", "fine", "scratch"), sampler=euler()))
-    models = [point.model.model for point in plan.points] + [task.job.model for task in plan.learngene]
+    models = [point.model.model for point in plan.points] + [task.job.model for task in plan.stages["learngene"]]
     assert len(models) == 6 and {found.parameterization for found in models} == {velocity}
 
 
