@@ -27,7 +27,7 @@ from sweeps.execution.runner import RunnerSpec, cluster_slots
 from sweeps.execution.tune_run import run_tasks
 from sweeps.planning.plan import find_jobs
 from trainables.failures import Failure, FailureKind
-from trainables.jobs.registry import JOB_KINDS
+from trainables.jobs.registry import JOB_KINDS, kind_of
 from trainables.specs.base import JobSpec
 from trainables.specs.tasks import Task
 from trainables.storage.record import Record
@@ -198,7 +198,7 @@ class Sweep:
         self._say_unreadable(task, records[0])
         heard, model = self.agenda.finished(task), self.agenda.model_of(task)
         rung = getattr(task.job, "rung", None)
-        fids = [record.metrics["fid"] for record in records if record.kind == "score"]
+        fids = [r.metrics["fid"] for job, r in zip(task.jobs, records, strict=True) if kind_of(job).is_score]
         job_s = sum(record.metrics["job_s"] for record in records)
         fid = fids[0] if fids and model is not None else None  # a score of what is no point competes with none
         self.view.done_share |= dict.fromkeys(heard.ended, 1.0)

@@ -208,5 +208,5 @@ def lineage(job: PointSpec) -> list[dict[str, str]]:
     if job.base is not job:
         chain += [job.base] if job.bank is None else [job.bank, job.base]
     for part in chain:  # grows while it is read: what each was made from
-        chain += [need for need in part.needs if part.kind in ("base", "learngene", "decomposition") and need not in chain]
+        chain += [need for need in part.needs if need not in chain]
     return [{"kind": part.kind, "id": part.id, "label": part.label} for part in chain]
