@@ -83,7 +83,7 @@ def test_a_full_disk_fails_the_point_and_the_rest_can_be_had_later(tmp_path):
     outside = ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
     try:
         process = start(store, *options, *outside)
-        wait_for(lambda: matches(store, "tune/*-base-*/*/checkpoint_*"), "a checkpoint", process=process)
+        wait_for(lambda: matches(store, "tune/*/*.base/checkpoint_*"), "a checkpoint", process=process)
         with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
             while True:  # until there is no room
                 ballast.write(bytes(65536))

@@ -21,7 +21,7 @@ def test_nodes_come_up_for_a_sweep_one_dies_and_they_go_down_after_it(tmp_path):
         joined = {**growing.environment, "RAY_ADDRESS": growing.address}
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         with subprocess.Popen(size_grid(store, *grid, "--runner", "tune"), env=joined, cwd=ROOT, **output) as process:
-            trials_begun = "tune/*-base-*/*/checkpoint_*/progress.json"
+            trials_begun = "tune/*/*.base/checkpoint_*/progress.json"
             wait_for(lambda: len({f.parents[1] for f in matches(store, trials_begun)}) == 2, "two trials", process=process)
             growing.kill_node_of_trial()
             try:

@@ -89,7 +89,7 @@ def test_killed_twice_and_run_again_is_the_same_study(whole, tmp_path):
     store = tmp_path / "store"
     options = [*SEARCH, *ALONE, *TRIALS, "--runner", "tune", "--checkpoint-every-steps", "1"]
     with start(store, *options, script="schedule_search") as process:
-        checkpoints = "tune/*-search-*/*/checkpoint_*"
+        checkpoints = "tune/*/*.[st]*/checkpoint_*"
         wait_for(lambda: matches(store, f"{checkpoints}/progress.json"), "a checkpoint", process=process)
         workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "_trial" in p.name() or trial_actor(p)]
         assert workers, "a Tune trial's process is there to be killed"
@@ -97,7 +97,7 @@ def test_killed_twice_and_run_again_is_the_same_study(whole, tmp_path):
             worker.kill()
         done = len(matches(store, "transfer/*/record.json"))
         wait_for(lambda: len(matches(store, "transfer/*/record.json")) > done, "a later result", process=process)
-        known = set(matches(store, "tune/*-search-*/*"))
+        known = set(matches(store, "tune/*/*.[st]*"))
         wait_for(lambda: {f.parent for f in matches(store, checkpoints)} - known, "a later checkpoint", process=process)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=60)

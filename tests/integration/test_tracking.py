@@ -35,7 +35,7 @@ def test_a_server_that_is_away_for_the_middle_of_a_sweep_loses_nothing(server, t
     server.start()
     server.wait()
     with subprocess.Popen(command(store, *options), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **started) as process:
-        wait_for(lambda: matches(store, "tune/*-base-*/*/checkpoint_*"), "a checkpoint", process=process)
+        wait_for(lambda: matches(store, "tune/*/*.base/checkpoint_*"), "a checkpoint", process=process)
         server.kill()
         wait_for(lambda: len(matches(store, "score/*/record.json")) == 4, "four results", process=process)
         spooled = [json.loads(line) for file in store.glob("spool/*.jsonl") for line in file.read_text().splitlines()]

@@ -24,7 +24,7 @@ from trainables.specs.from_record import OldRecord, job_from_record
 from trainables.storage.files import PROGRESS_FILE, RECORD_FILE, STATE_FILE
 from trainables.storage.record import Record, StoredFile
 
-CHECKPOINT_FOLDER = "tune"  # Ray Tune's: <attempt>/<run id>.<job id>/checkpoint_*
+CHECKPOINT_FOLDER = "tune"  # Ray Tune's: <attempt>/<run id>.<job id>.<kind>/checkpoint_*
 WORKER_GROUP_FOLDER = "train"  # Ray Train's: <run id>/checkpoint_*
 OLD_KINDS = ("trial", "rung", "curve")  # folders of jobs as versions before this one kept them
 READERS = 16  # threads: on an object store each record takes a round trip
@@ -255,7 +255,7 @@ class Store:
 
 def checkpoint_folder_name(job: JobSpec) -> str:
     """A job's folder in an attempt below `CHECKPOINT_FOLDER`."""
-    return f"{job.run_id}.{job.id}"
+    return f"{job.run_id}.{job.id}.{job.kind}"
 
 
 def _run_id(folder_name: str) -> str:
