@@ -77,7 +77,7 @@ def test_interrupted_and_run_again_equals_uninterrupted(alone, tmp_path):
     # A cadence of its own: a checkpoint after every step, so that the signal finds a trial between two of them.
     options = ["--runner", "tune", "--max-concurrent", "1", "--checkpoint-every-steps", "1"]
     with start(store, *options) as process:
-        wait_for(lambda: matches(store, "tune/*/*/checkpoint_*/progress.json"), "a checkpoint", process=process)
+        wait_for(lambda: matches(store, "tune/*/*.base/checkpoint_*/progress.json"), "a checkpoint", process=process)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
