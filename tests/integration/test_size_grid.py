@@ -124,7 +124,7 @@ def test_the_transfer_stage_reports_fronts_of_every_method_and_the_curve_reuses_
     assert len(children) == 7 and {child.info.status for child in children} == {"FINISHED"}
     by_method = {child.data.tags["method"]: child for child in children}
     tuned = by_method["diff-tuning+difffit power:0.5"]
-    assert tuned.data.tags["transfer"] == "diff-tuning+difffit" and tuned.data.params["schedule"] == "power:0.5"
+    assert tuned.data.tags["transfer"] == "diff-tuning+difffit" and tuned.data.params["diff-tuning.schedule"] == "power:0.5"
     assert tuned.data.metrics["serve_bytes"] < 0.2 * by_method["full"].data.metrics["serve_bytes"]
     assert tuned.data.metrics["bank_bytes"] > 0 and tuned.data.metrics["forgetting/source_fid"] > 0
     rows = list(csv.DictReader((next(store.glob("reports/*")) / "pareto-digits-inverted.csv").open()))
