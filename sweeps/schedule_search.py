@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from fine_core.sampling.schedulers import SAMPLERS as IMAGE_SAMPLERS
-from sweeps.command_line.method_options import chosen_options, parameter_name
+from sweeps.command_line.method_options import chosen_options, flag_name, parameter_name
 from sweeps.command_line.options import grid_from, grid_options, runner_from
 from sweeps.command_line.parsing import OneLineErrors, RenamedOption, byte_count, names
 from sweeps.command_line.session import Request, run_sweep
@@ -134,11 +134,10 @@ def _request(options: dict[str, Any]) -> SearchRequest:
     options |= {"transfer": (options["method"],), "seeds": (options["seed"],), "tuned": None}
     for kind in transfer_method(options["method"]).options:
         for item in kind.fields():
-            name = parameter_name(named(kind.group, item.name))
-            options[name] = _only_one(f"--{name.replace('_', '-')}", options[name])
+            name = named(kind.group, item.name)
+            options[parameter_name(name)] = _only_one(name, options[parameter_name(name)])
         chosen_options(options, (kind,)).one(kind)  # raises ValueError for a value that it cannot have, such as @FILE
     grid = grid_from(options)
-    transfer_method(options["method"])
     if grid.transfer is None:
         raise ValueError(f"there is nothing to search without a target for {options['dataset']}; name one with --target")
     limits = {"params_total": options["max_params"], "serve_bytes": options["max_serve_bytes"]}
@@ -165,8 +164,8 @@ def _request(options: dict[str, Any]) -> SearchRequest:
 
 def _only_one(name: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
     """The one value that a search starts from: of a preset's several the first. Raises ValueError for several given ones."""
-    given = click.get_current_context().get_parameter_source(parameter_name(name[2:])) == ParameterSource.COMMANDLINE
-    check(len(values) == 1 or not given, f"{name} has {len(values)} values; a search starts from one")
+    given = click.get_current_context().get_parameter_source(parameter_name(name)) == ParameterSource.COMMANDLINE
+    check(len(values) == 1 or not given, f"{flag_name(name)} has {len(values)} values; a search starts from one")
     return values[:1]
 
 

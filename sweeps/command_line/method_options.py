@@ -19,6 +19,11 @@ def parameter_name(whole_name: str) -> str:
     return whole_name.replace(".", "_").replace("-", "_")
 
 
+def flag_name(whole_name: str) -> str:
+    """How an option is written on the command line."""
+    return f"--{parameter_name(whole_name).replace('_', '-')}"
+
+
 def click_option(kind: type[Options], item: Field[Any], *, several: bool) -> Callable[[Callable], Callable]:
     """The option of the command line. `several`: whether it takes several values, each of which makes a point."""
     name = named(kind.group, item.name)
@@ -26,7 +31,7 @@ def click_option(kind: type[Options], item: Field[Any], *, several: bool) -> Cal
     if item.metadata["choices"]:
         text += f"  [{'|'.join(item.metadata['choices'])}]"
     return click.option(
-        f"--{name.replace('.', '-').replace('_', '-')}",
+        flag_name(name),
         parameter_name(name),
         cls=RenamedOption,
         old_names=item.metadata["old_names"],

@@ -9,7 +9,7 @@ from sweeps.execution.graph import TaskGraph
 from sweeps.planning.plan import plan_tasks
 from sweeps.results.points import PointResult, Results, point_result
 from sweeps.search.planning import SearchPlan, points_of_all_bases, trial_core_s
-from sweeps.search.study import ScheduleStudy, Studies
+from sweeps.search.study import ScheduleStudy, Studies, StudySpec
 from trainables.failures import Failure
 from trainables.specs.base import JobSpec
 from trainables.specs.models import PointSpec
@@ -26,6 +26,7 @@ class SearchAgenda:
         self.plan, self.store, self.labels = plan, store, plan.labels
         self.studies = [ScheduleStudy(spec, store, study_storage) for spec in plan.studies]
         self.num_ended = self._count_ended()
+        self.needed = {spec.name: self._needed_by(spec) for spec in plan.studies}
 
     def is_done(self, missing: Sequence[Task]) -> bool:
         return all(study.is_exhausted() for study in self.studies)
@@ -52,7 +53,7 @@ class SearchAgenda:
         waiting: dict[str, float] = {}
         for study in self.studies:
             left_s = trial_core_s(study.spec) * self._num_left(study)
-            waiting |= {id: max(waiting.get(id, 0.0), left_s) for id in self._needed_by(study)}
+            waiting |= {id: max(waiting.get(id, 0.0), left_s) for id in self.needed[study.spec.name]}
         return waiting
 
     def further_costs(self) -> Mapping[str, float]:
@@ -62,15 +63,13 @@ class SearchAgenda:
     def _num_left(self, study: ScheduleStudy) -> int:
         return max(0, study.spec.num_trials - len(study.finished_trials))
 
-    def _needed_by(self, study: ScheduleStudy) -> set[str]:
+    def _needed_by(self, study: StudySpec) -> set[str]:
         """Planned tasks that a study's points may ask for: those of its sizes, and what all sizes share."""
-        points = points_of_all_bases(study.spec)
-        tasks = [study.spec.point(study.spec.transfer(point)).task for point in points]
+        tasks = [study.point(study.transfer(point)).task for point in points_of_all_bases(study)]
         return {task.id for task in plan_tasks(tasks)} & {task.id for task in self.plan.tasks}
 
     def source(self, graph: TaskGraph) -> GraphThenStudies:
-        needed = [(study, self._needed_by(study)) for study in self.studies]
-        return GraphThenStudies(graph, needed)
+        return GraphThenStudies(graph, [(study, self.needed[study.spec.name]) for study in self.studies])
 
     def model_of(self, task: Task) -> PointSpec | None:
         study = self._study_of(task.job)
@@ -92,7 +91,7 @@ class SearchAgenda:
         study = self._study_of(task.job)
         if study is None:
             for other in self.studies:
-                if task.id in self._needed_by(other):
+                if task.id in self.needed[other.spec.name]:
                     other.broken[NO_TRIAL] = f"needs the {self.label(task.job)}, which failed: {failure}"
             return Heard()
         study.failed(task, failure)

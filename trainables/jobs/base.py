@@ -11,7 +11,7 @@ from trainables.initializations import initialization
 from trainables.jobs.context import JobContext, Result
 from trainables.jobs.kind import JobKind, Kept, Role
 from trainables.jobs.shapes import model_file_bytes
-from trainables.jobs.work import Work
+from trainables.jobs.work import Work, training_work
 from trainables.specs.models import BaseModelSpec
 from trainables.storage.files import MODEL_FILE
 from trainables.storage.store import Store
@@ -24,7 +24,7 @@ class BaseKind(JobKind):
     kept: ClassVar = Kept(file=MODEL_FILE, role=Role.SERVE, seconds="train_s")
 
     def work(self, job: BaseModelSpec) -> Work:
-        return Work(model=job.model, steps=job.training.steps, batch_size=job.training.batch_size)
+        return training_work(job.model, job.training)
 
     def result_bytes(self, job: BaseModelSpec) -> int:
         return model_file_bytes(job.model)

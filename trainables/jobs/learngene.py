@@ -17,7 +17,7 @@ from fine_core.randomness import stream_generator, stream_seed
 from trainables.jobs.context import JobContext, Result
 from trainables.jobs.kind import JobKind, Kept, Role, Workers
 from trainables.jobs.shapes import model_file_bytes
-from trainables.jobs.work import Work
+from trainables.jobs.work import Work, training_work
 from trainables.specs.models import DecompositionSpec, LearngeneSpec
 from trainables.storage.files import LEARNGENE_FILE, MODEL_FILE
 from trainables.storage.store import Store
@@ -96,7 +96,7 @@ class LearngeneKind(_LearngeneKind):
         return "source" if job.decomposition is None else "learngene"
 
     def work(self, job: LearngeneSpec) -> Work:
-        return Work(model=job.model, steps=job.training.steps, batch_size=job.training.batch_size)
+        return training_work(job.model, job.training)
 
     def run(self, job: LearngeneSpec, context: JobContext) -> Result:
         store, run = context.store, context.run

@@ -20,7 +20,7 @@ from fine_core.transfer.delta import load_delta, save_delta, squared_distance, t
 from trainables.jobs.context import JobContext, Result
 from trainables.jobs.kind import JobKind, Kept, Role
 from trainables.jobs.shapes import delta_shapes
-from trainables.jobs.work import Work
+from trainables.jobs.work import Work, training_work
 from trainables.methods import Start, TransferData, TransferMethod, transfer_method
 from trainables.specs.models import FineSpec
 from trainables.specs.transfers import TransferSpec
@@ -116,7 +116,7 @@ class TransferKind(JobKind):
     kept: ClassVar = Kept(file=DELTA_FILE, role=Role.SERVE, seconds="train_s")
 
     def work(self, job: TransferSpec) -> Work:
-        return Work(model=job.model, steps=job.training.steps, batch_size=job.training.batch_size)
+        return training_work(job.model, job.training)
 
     def result_bytes(self, job: TransferSpec) -> int:
         config = delta_config(job, base_sha256=ANY_SHA256)

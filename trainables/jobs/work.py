@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fine_core.dit import DiTConfig, count_macs
 from fine_core.sampling.sampler import SamplerSpec
+from trainables.specs.base import TrainingSpec
 
 # One core of a 2-core x86 machine, fitted to steps of DiTs with 2-6 blocks of 32-64 channels at batch 64.
 CORE_MACS_PER_S = 32e9
@@ -48,3 +49,8 @@ class Work:
         passes = -(-self.images // self.images_at_once) * self._passes_per_image + PASSES_PER_STEP * self.steps
         overhead_s = passes * (PASS_OVERHEAD_S + self.model.size.depth * BLOCK_OVERHEAD_S)
         return self.fixed_s + self.macs / CORE_MACS_PER_S + overhead_s
+
+
+def training_work(model: DiTConfig, training: TrainingSpec) -> Work:
+    """The work of a training."""
+    return Work(model=model, steps=training.steps, batch_size=training.batch_size)
