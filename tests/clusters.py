@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from tests.commands import ROOT, TINY
+from tests.commands import PATIENCE_S, ROOT, TINY
 
 HEAD_TYPE, HEAD_NODE_ID = "ray.head.default", "f" * 51 + "00000"  # as the fake provider calls the head in any case
 TAG = "FINE_SWEEPS_TEST_CLUSTER"
@@ -115,7 +115,7 @@ class OwnCluster:
 
     def _run(self, command: list[str], **variables: str) -> subprocess.CompletedProcess:
         result = subprocess.run(
-            command, env={**self.environment, **variables}, cwd=self.folder, capture_output=True, text=True, timeout=400
+            command, env={**self.environment, **variables}, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE_S
         )
         assert result.returncode == 0, result.stdout + result.stderr
         return result
@@ -128,7 +128,7 @@ class OwnCluster:
         runtime_env = json.dumps({"env_vars": variables, "excludes": ["/tests", "/docs", "/benchmarks"]})
         options = ["--submission-id", job_id, "--working-dir", str(ROOT), "--runtime-env-json", runtime_env]
         command = self.job_command("submit", *options, *([] if wait else ["--no-wait"]), "--", *entrypoint)
-        result = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=500)
+        result = subprocess.run(command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
         return result.returncode, result.stdout + result.stderr
 
     def job(self, *arguments: str) -> str:

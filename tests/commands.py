@@ -17,6 +17,7 @@ from trainables.jobs.run import run_task
 from trainables.training.context import LocalContext
 
 ROOT = Path(__file__).parents[1]
+PATIENCE_S = 900  # with a command that has to end at all: several clusters may share two cores
 TINY = ["--depths", "2", "--widths", "16", "--head-dim", "8", "--batch-size", "16", "--num-samples", "24"]
 TINY += ["--sampling-steps", "2", "--steps", "12", "--sigma-steps", "6", "--source-steps", "12"]
 TINY += ["--checkpoint-every-steps", "4"]
@@ -40,7 +41,7 @@ def sweep(store: Path, *options: str, expect: int = 0, script: str = "size_grid"
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=PATIENCE_S,
     )
     assert result.returncode == expect, result.stdout + result.stderr
     return result.stdout
@@ -78,7 +79,7 @@ def matches(folder: Path, pattern: str) -> list[Path]:
 
 
 def wait_for(
-    condition: Callable[[], object], what: str, *, process: subprocess.Popen | None = None, timeout_s: float = 240
+    condition: Callable[[], object], what: str, *, process: subprocess.Popen | None = None, timeout_s: float = PATIENCE_S
 ) -> None:
     """Until the condition holds; fails if that takes too long or the process ends before."""
     deadline = time.monotonic() + timeout_s

@@ -4,7 +4,7 @@ import subprocess
 import uuid
 from pathlib import Path
 
-from tests.commands import command, environment, runs, weights
+from tests.commands import PATIENCE_S, command, environment, runs, weights
 
 FAULTS = Path(__file__).parent / "faults"
 
@@ -20,7 +20,7 @@ def run_with_faults(store: Path, faults: list[str], *options: str) -> tuple[int,
         )
         driver.write_text(str(process.pid))
         try:
-            code = process.wait(timeout=500)
+            code = process.wait(timeout=PATIENCE_S)
         finally:
             process.kill()
     text = (folder / "output").read_text()

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from tests.clusters import OwnCluster, size_grid
-from tests.commands import matches, runs, wait_for
+from tests.commands import PATIENCE_S, matches, runs, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -51,5 +51,5 @@ def test_a_relative_path_is_refused_in_a_job(cluster):
 def test_without_the_token_nothing_is_accepted(cluster):
     stranger = {**cluster.environment, "RAY_AUTH_TOKEN": "0" * 64}
     command = cluster.job_command("submit", "--", "python", "-c", "print('ran')")
-    result = subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=100)
+    result = subprocess.run(command, env=stranger, capture_output=True, text=True, timeout=PATIENCE_S)
     assert result.returncode != 0 and "ran" not in result.stdout and "uthenticat" in result.stdout + result.stderr

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.commands import compute_without_ray, matches, runs, start, sweep, wait_for, weights
+from tests.commands import PATIENCE_S, compute_without_ray, matches, runs, start, sweep, wait_for, weights
 from tests.injection import check_whole, run_with_faults
 
 pytestmark = pytest.mark.slow
@@ -87,7 +87,7 @@ def test_a_full_disk_fails_the_point_and_the_rest_can_be_had_later(tmp_path):
         with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as ballast:
             while True:  # until there is no room
                 ballast.write(bytes(65536))
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 1 and "No space left on device" in output and "Traceback" not in output, output
         sweep_refused = sweep(store, *options, *outside, expect=2)
         assert sweep_refused == "", "what is said goes to stderr, before anything starts"

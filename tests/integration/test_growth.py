@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from tests.clusters import OwnCluster, size_grid
-from tests.commands import ROOT, compute_without_ray, matches, runs, wait_for, weights
+from tests.commands import PATIENCE_S, ROOT, compute_without_ray, matches, runs, wait_for, weights
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +16,7 @@ def test_nodes_come_up_for_a_sweep_one_dies_and_they_go_down_after_it(tmp_path):
     grid = ["--methods", "scratch", "--seeds", "0,1,2", "--steps", "600"]
     try:
         growing.start()
-        wait_for(growing.nodes, "the nodes are counted", timeout_s=30)
+        wait_for(growing.nodes, "the nodes are counted")
         assert set(growing.nodes()) == {1}, "the head alone"
         joined = {**growing.environment, "RAY_ADDRESS": growing.address}
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -25,13 +25,13 @@ def test_nodes_come_up_for_a_sweep_one_dies_and_they_go_down_after_it(tmp_path):
             wait_for(lambda: len({f.parents[1] for f in matches(store, trials_begun)}) == 2, "two trials", process=process)
             growing.kill_node_of_trial()
             try:
-                said, _ = process.communicate(timeout=400)
+                said, _ = process.communicate(timeout=PATIENCE_S)
             finally:
                 process.kill()
         assert process.returncode == 0, said
         assert "waiting for nodes with room for 1 x 1 CPU" in said
         assert max(growing.nodes()) == 3, "both nodes came up"
-        wait_for(lambda: growing.nodes()[-1] == 1, "the nodes went down again", timeout_s=60)
+        wait_for(lambda: growing.nodes()[-1] == 1, "the nodes went down again")
     finally:
         growing.stop()
     compute_without_ray(undisturbed / "store", *grid)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from fine_core.checkpoints.diffusers_folder import load_pipeline
-from tests.commands import ROOT, environment, matches, sweep, wait_for
+from tests.commands import PATIENCE_S, ROOT, environment, matches, sweep, wait_for
 from tests.pictures import extractor_file, image_folder, vae_folder
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def encode_command(place: Path, data: str, out: str, *options: str) -> list[str]
 
 
 def run(command: list[str], expect: int = 0) -> str:
-    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S)
     assert result.returncode == expect, result.stdout + result.stderr
     return result.stdout + result.stderr
 
@@ -49,7 +49,7 @@ def test_from_images_to_latents_to_a_pipeline(place):
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(processes, timeout=60)
+    psutil.wait_procs(processes, timeout=PATIENCE_S)
     done = {file.name: file.read_bytes() for file in (place / "killed").glob("part-*.parquet")}
     output = run(encode_command(place, "images", "killed", "--shard-images", "4"))
     assert f"60 images in 15 shards, {15 - len(done)} to encode" in output

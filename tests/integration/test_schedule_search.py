@@ -10,7 +10,7 @@ import optuna
 import psutil
 import pytest
 
-from tests.commands import TRANSFER, matches, runs, start, sweep, wait_for
+from tests.commands import PATIENCE_S, TRANSFER, matches, runs, start, sweep, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +100,7 @@ def test_killed_twice_and_run_again_is_the_same_study(whole, tmp_path):
         known = set(matches(store, "tune/*/*.[st]*"))
         wait_for(lambda: {f.parent for f in matches(store, checkpoints)} - known, "a later checkpoint", process=process)
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
+        process.wait(timeout=PATIENCE_S)
     assert any(trial["state"] == "RUNNING" for trial in trials(store)), "the driver died in the middle of a trial"
     search(store, *TRIALS, "--runner", "tune", "--checkpoint-every-steps", "1")
     assert trials(store) == trials(whole), "as many trials, none lost, none double, and the same scores"

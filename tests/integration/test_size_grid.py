@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.commands import ROOT, TRANSFER, environment, matches, runs, start, sweep, wait_for, weights
+from tests.commands import PATIENCE_S, ROOT, TRANSFER, environment, matches, runs, start, sweep, wait_for, weights
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +79,7 @@ def test_interrupted_and_run_again_equals_uninterrupted(alone, tmp_path):
     with start(store, *options) as process:
         wait_for(lambda: matches(store, "tune/*/*.base/checkpoint_*/progress.json"), "a checkpoint", process=process)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130, output
     assert "run the same command again" in output and "Traceback" not in output
     client, (parent,), children = runs(store)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.commands import ROOT, environment
+from tests.commands import PATIENCE_S, ROOT, environment
 from tests.pictures import extractor_file
 from trainables.storage.store import Store
 
@@ -104,7 +104,7 @@ def run(code: Path, script: str, *options: str, expect: int = 0) -> str:
         cwd=code,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=PATIENCE_S,
     )
     assert result.returncode == expect, result.stdout + result.stderr
     return result.stdout

@@ -6,7 +6,7 @@ import subprocess
 import mlflow
 import pytest
 
-from tests.commands import command, environment, matches, wait_for
+from tests.commands import PATIENCE_S, command, environment, matches, wait_for
 from tests.servers import MlflowServer, postgresql
 from trainables.storage.store import Store
 
@@ -40,13 +40,13 @@ def test_a_server_that_is_away_for_the_middle_of_a_sweep_loses_nothing(server, t
         wait_for(lambda: len(matches(store, "score/*/record.json")) == 4, "four results", process=process)
         spooled = [json.loads(line) for file in store.glob("spool/*.jsonl") for line in file.read_text().splitlines()]
         server.start()
-        output, _ = process.communicate(timeout=180)
+        output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output
     assert output.count("MLflow does not take records") == 1 and "Traceback" not in output and "Retry" not in output
     assert sum(entry.get("action") == "log" for entry in spooled) > 30 and sum(e.get("action") == "end" for e in spooled) >= 3
     server.wait()
 
-    again = subprocess.run(command(store, *options), capture_output=True, timeout=180, **started)
+    again = subprocess.run(command(store, *options), capture_output=True, timeout=PATIENCE_S, **started)
     assert again.returncode == 0 and "0 of 10 jobs to compute" in again.stdout, again.stdout + again.stderr
     assert not list(store.glob("spool/*"))
     client = mlflow.MlflowClient(server.uri)
