@@ -7,7 +7,9 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,7 @@ from sweeps.planning.disk import check_disk, disk_need
 from sweeps.planning.grid import GridSpec
 from sweeps.planning.plan import Found, Plan, find_jobs
 from sweeps.results.cleaning import clean
+from trainables.storage.leases import Leases, Owner, working
 from trainables.storage.store import Store
 
 if TYPE_CHECKING:
@@ -70,60 +73,87 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
     console = Console()
     if not console.is_terminal:
         console = Console(width=LOG_WIDTH)  # a job's log has no width of its own
-    try:
-        _check_finite(options)
-        asked = request(options)
-        plan, runner = asked.plan, asked.runner
-        _check_permanent("--storage-path", options["storage_path"])
-        _check_permanent("--tracking-uri", (options["tracking_uri"] or "").removeprefix("sqlite:///"))
-        store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)
-        store.check_writable()
-        data_folder = data_folder_of(store)
-        tracking_uri = resolve_tracking_uri(options["tracking_uri"], data_folder)
-        found = find_jobs(plan, store)
-        slots = None if runner.gpus_per_worker else num_cpus()
-        if options["dry_run"]:
-            asked.show(console, found, slots)
-            return
-        if options.get("clean"):
-            clean(plan, store, console, confirmed=options["yes"])
-            return
-        check_disk(store, disk_need(plan, found.finished, slots or 1), options["disk_budget"])
-        if not is_joined():
-            runner.check_this_machine()
-        data_folder.mkdir(parents=True, exist_ok=True)
-        from sweeps.execution.sweep import Surroundings  # imports Tune
+    with ExitStack() as stack:
+        try:
+            try:
+                sweep = _prepare(name, options, request, console, stack)
+            except ValueError as error:
+                click.echo(f"error: {error}", err=True)
+                sys.exit(2)
+            if sweep is not None:
+                sys.exit(sweep.run())
+        except KeyboardInterrupt:
+            console.print("\nStopped. Nothing finished is lost; run the same command again to go on:")
+            console.print(f"  {command_line()}", soft_wrap=True, highlight=False, markup=False)
+            sys.exit(130)
+        except NoCapacity as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except StoppedSweep as error:
+            click.echo(f"error: {error}; nothing finished is lost; run the same command again to go on", err=True)
+            sys.exit(1)
 
-        with FileLock(data_folder / ".databases.lock"):  # sweeps that create a fresh database together all fail
-            tracking = open_tracking(tracking_uri, name, data_folder)
-            read_inputs(options).publish(store)
-            sweep = asked.sweep(
-                Surroundings(
-                    name=name,
-                    params=asked.recorded,
-                    store=store,
-                    tracking=tracking,
-                    runner=runner,
-                    data_folder=data_folder,
-                    console=console,
-                )
+
+def _prepare(
+    name: str, options: dict[str, Any], request: Callable[[dict[str, Any]], Request], console: Console, stack: ExitStack
+) -> Sweep | None:
+    """The sweep, checked, shown and claimed until `stack` is closed; None if none was asked for. Raises ValueError."""
+    _check_finite(options)
+    asked = request(options)
+    plan, runner = asked.plan, asked.runner
+    _check_permanent("--storage-path", options["storage_path"])
+    _check_permanent("--tracking-uri", (options["tracking_uri"] or "").removeprefix("sqlite:///"))
+    store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)
+    store.check_writable()
+    data_folder = data_folder_of(store)
+    tracking_uri = resolve_tracking_uri(options["tracking_uri"], data_folder)
+    slots = None if runner.gpus_per_worker else num_cpus()
+    if options["dry_run"]:
+        asked.show(console, find_jobs(plan, store), slots)
+        return None
+    leases = stack.enter_context(working(store, Path(sys.argv[0]).name))
+    if options.get("clean"):
+        leases.wait_until_alone(partial(_say_waiting, console))
+        clean(plan, store, console, confirmed=options["yes"])
+        return None
+    if not is_joined():
+        runner.check_this_machine()
+    data_folder.mkdir(parents=True, exist_ok=True)
+    from sweeps.execution.sweep import Surroundings  # imports Tune
+
+    with FileLock(data_folder / ".databases.lock"):  # sweeps that create a fresh database together all fail
+        tracking = open_tracking(tracking_uri, name, data_folder)
+    _claim(plan, leases, console)
+    found = find_jobs(plan, store)
+    check_disk(store, disk_need(plan, found.finished, slots or 1), options["disk_budget"])
+    with FileLock(data_folder / ".databases.lock"):
+        read_inputs(options).publish(store)
+        sweep = asked.sweep(
+            Surroundings(
+                name=name,
+                params=asked.recorded,
+                store=store,
+                tracking=tracking,
+                runner=runner,
+                leases=leases,
+                data_folder=data_folder,
+                console=console,
             )
-    except ValueError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        )
     asked.show(console, found, slots)
-    try:
-        sys.exit(sweep.run())
-    except KeyboardInterrupt:
-        console.print("\nStopped. Nothing finished is lost; run the same command again to go on:")
-        console.print(f"  {command_line()}", soft_wrap=True, highlight=False, markup=False)
-        sys.exit(130)
-    except NoCapacity as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except StoppedSweep as error:
-        click.echo(f"error: {error}; nothing finished is lost; run the same command again to go on", err=True)
-        sys.exit(1)
+    return sweep
+
+
+def _claim(plan: Plan, leases: Leases, console: Console) -> None:
+    """Return once nobody deletes here and nobody else works on the same sweep or one of its studies."""
+    waits = [leases.wait_until_shared(partial(_say_waiting, console))]
+    waits += [leases.wait_for(claim, partial(_say_waiting, console)) for claim in plan.claims]
+    if any(waits):
+        console.print("it has ended; going on")
+
+
+def _say_waiting(console: Console, owner: Owner) -> None:
+    console.print(f"waiting for {owner} (Ctrl-C to leave)", style="yellow", highlight=False, soft_wrap=True)
 
 
 def command_line() -> str:

@@ -77,12 +77,12 @@ class ProgressView:
         self.done_share[task.id] = 1.0
         result = f"done in {duration(job_s)}"
         if fid is not None:
-            result += f", {'proxy ' if proxy else ''}FID {fid:.3f}{note}"
+            result += f", {'proxy ' if proxy else ''}FID {fid:.3f}"
             dataset = getattr(task.job, "dataset", "")
             if not proxy and (dataset not in self.best or fid < self.best[dataset][0]):
                 self.best[dataset] = (fid, self.label(task))
         self._refresh(advance)
-        self.console.print(f"  {self.label(task)}: {result}", highlight=False)
+        self.console.print(f"  {self.label(task)}: {result}{note}", highlight=False)
 
     def failed(self, task: Task, failure: Failure, *, advance: int = 1) -> None:
         self._remove(task)

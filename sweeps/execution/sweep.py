@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mlflow_setup.tracking import Tracking, TrackingError
 from sweeps.display.numbers import counted, duration
 from sweeps.display.progress import ProgressView
 from sweeps.execution.agenda import Agenda
+from sweeps.execution.claims import ClaimedTasks
 from sweeps.execution.cluster import connect_cluster, is_joined, wait_for_capacity
 from sweeps.execution.errors import StoppedSweep
 from sweeps.execution.graph import TaskGraph
@@ -30,6 +31,7 @@ from trainables.failures import Failure, FailureKind
 from trainables.jobs.registry import JOB_KINDS, kind_of
 from trainables.specs.base import JobSpec
 from trainables.specs.tasks import Task
+from trainables.storage.leases import Leases, Owner
 from trainables.storage.record import Record
 from trainables.storage.store import Store
 
@@ -45,6 +47,7 @@ class Surroundings:
     store: Store
     tracking: Tracking
     runner: RunnerSpec
+    leases: Leases
     data_folder: Path
     console: Console
 
@@ -153,14 +156,18 @@ class Sweep:
         self.graph = TaskGraph(
             self.plan.tasks,
             missing=frozenset(task.id for task in missing),
-            is_current=lambda task: all(self.store.is_finished(job) for job in task.jobs),
+            is_current=self._is_finished,
             after_s=self.agenda.after_s(),
         )
         self.view.begin(len(missing), self.agenda.further_costs())
         started = time.monotonic()
-        run_tasks(self.plan.sweep_id, self.agenda.source(self.graph), self.store, self.at.runner, self)
+        tasks = ClaimedTasks(self.agenda.source(self.graph), self, self.at.leases, self._is_finished)
+        run_tasks(self.plan.sweep_id, tasks, self.store, self.at.runner, tasks)
         self.outcome.timings["tasks"] = time.monotonic() - started
         self._show_efficiency()
+
+    def _is_finished(self, task: Task) -> bool:
+        return all(self.store.is_finished(job) for job in task.jobs)
 
     def _lacks(self, task: Task, need: JobSpec) -> None:
         """A task that cannot be made because something that it needs is not there."""
@@ -190,7 +197,7 @@ class Sweep:
         if (model := self.agenda.model_of(task)) is not None:
             self.recorder.progress(model.id, metrics["history"])
 
-    def finished(self, task: Task) -> None:
+    def finished(self, task: Task, note: str = "") -> None:
         records = [self.store.record(job) for job in task.jobs]
         self.graph.finished(task)
         new = [record for record in records if record.id not in self.found.finished]
@@ -202,13 +209,21 @@ class Sweep:
         job_s = sum(record.metrics["job_s"] for record in records)
         fid = fids[0] if fids and model is not None else None  # a score of what is no point competes with none
         self.view.done_share |= dict.fromkeys(heard.ended, 1.0)
-        self.view.finished(task, fid, job_s, note=heard.note, proxy=rung is not None, advance=heard.advance)
+        self.view.finished(task, fid, job_s, note=heard.note + note, proxy=rung is not None, advance=heard.advance)
         if rung is not None:
             self.recorder.rung(task.job, records[0])
             if heard.stopped:
                 self.recorder.stop(task.job.trained.id, heard.stopped)
         elif (result := self.agenda.result_of(task)) is not None:
             self.recorder.finish(result)
+
+    def waits_for(self, owner: Owner) -> None:
+        self.console.print(f"  waiting for jobs of another sweep: {owner}", style="yellow", highlight=False)
+
+    def finished_elsewhere(self, task: Task) -> None:
+        self.found = replace(self.found, finished=self.found.finished | {job.id for job in task.jobs})
+        self.started(task)
+        self.finished(task, ", by another sweep")
 
     def failed(self, task: Task, failure: Failure) -> None:
         self.outcome.failures[task.id] = failure

@@ -48,6 +48,11 @@ class Plan:
         return hashlib.sha256(" ".join(self.identity).encode()).hexdigest()[:10]
 
     @property
+    def claims(self) -> tuple[str, ...]:
+        """What one process works on at a time: the sweep, which has one parent run."""
+        return (f"sweep-{self.sweep_id}",)
+
+    @property
     def stages(self) -> dict[str, tuple[Task, ...]]:
         """The tasks by the stage that they belong to, for people: each stage needs only what those before it make."""
         stages: dict[str, list[Task]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -71,6 +72,12 @@ class SearchPlan(Plan):
     def identity(self) -> list[str]:
         """Its studies: the same search is the same sweep, also with more trials."""
         return [study.name for study in self.studies]
+
+    @property
+    def claims(self) -> tuple[str, ...]:
+        """Each study too: other searches may have some of them. In one order, so that no two searches wait for each other."""
+        names = sorted(hashlib.sha256(study.name.encode()).hexdigest()[:16] for study in self.studies)
+        return (*super().claims, *(f"study-{name}" for name in names))
 
     @property
     def num_trials(self) -> int:

@@ -3,7 +3,7 @@
 FAULTS is `module:function:count:victim`, several with spaces between them; one is armed once those before it have happened.
 The armed call number `count` of that function, in whichever process comes to it first, sends SIGKILL to the process it`self`,
 to the only Tune `trial`, or to the `driver`, whose pid is in the file FAULT_DRIVER. The files FAULTS_DONE-0, -1, ... say which
-have happened.
+have happened. The victim `nobody` is told of in its file by every call: the id of the first argument that has one.
 """
 
 import importlib.abc
@@ -69,7 +69,10 @@ def _dying(function, number: int, count: int, victim: str):
     calls = []
 
     def wrapped(*args, **kwargs):
-        if number == 0 or os.path.exists(_done_file(number - 1)):
+        if victim == "nobody":
+            with open(_done_file(number), "a") as file:
+                file.write(next(arg.id for arg in args if hasattr(arg, "id")) + "\n")
+        elif number == 0 or os.path.exists(_done_file(number - 1)):
             calls.append(None)
             if len(calls) == count:
                 _die(number, victim)

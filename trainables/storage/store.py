@@ -136,7 +136,7 @@ class Store:
         self.filesystem.create_dir(target, recursive=True)
         for name in files:
             fs.copy_files(str(folder / name), f"{target}/{name}", fs.LocalFileSystem(), self.filesystem)
-        self._write_whole(target, RECORD_FILE, replace(record, files=files).to_json())
+        self.write_json(target, RECORD_FILE, replace(record, files=files).to_json())
 
     def hashes_of(self, jobs: Iterable[JobSpec]) -> dict[str, dict[str, str]]:
         """The file hashes of finished jobs by folder: what a job that is made from them is bound to."""
@@ -169,8 +169,8 @@ class Store:
         """Make a finished job an unfinished one. Its files stay until it is computed again."""
         self.filesystem.delete_file(f"{self.root}/{job.folder}/{RECORD_FILE}")
 
-    def _write_whole(self, folder: str, name: str, content: dict[str, Any]) -> None:
-        """Write JSON so that nobody ever reads a part of it."""
+    def write_json(self, folder: str, name: str, content: dict[str, Any]) -> None:
+        """Write JSON into a folder, given with the root, so that nobody ever reads a part of it."""
         partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
         self._write(partial, json.dumps(content, indent=1).encode())
         self.filesystem.move(partial, f"{folder}/{name}")
