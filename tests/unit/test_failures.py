@@ -105,6 +105,7 @@ def sweep_over(plan, store: Store) -> tuple[Sweep, io.StringIO]:
         store=store,
         tracking=None,
         runner=RunnerSpec(),
+        leases=Leases(store, "test"),
         data_folder=Path(store.root),
         console=Console(file=text, width=200),
     )
