@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import threading
+import zlib
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice, takewhile
@@ -39,7 +40,7 @@ class Spool:
         self.path = path
         self.lock = threading.Lock()
         self.pending: deque[tuple[int, Write]] = deque()
-        self.last_number = 0
+        self.last_number = self.num_damaged = 0
         self.file: BinaryIO | None = None
         try:
             self._open()
@@ -71,20 +72,22 @@ class Spool:
     def _load(self, content: bytes) -> None:
         for line in content.splitlines():
             try:
-                entry = json.loads(line)
+                entry = _checked(line)
                 if "done" in entry:
                     self._forget(entry["done"])
                 else:
                     self.last_number = entry.pop("number")
                     self.pending.append((self.last_number, Write(**entry)))
-            except (ValueError, KeyError, TypeError):  # a line that is cut off, or of another version
-                continue
+            except (ValueError, KeyError, TypeError, AttributeError):  # a line that is cut off, or of another version
+                self.num_damaged += bool(line)
+        if self.num_damaged:
+            logger.warning("damaged lines of %s are left out: %d", self.path, self.num_damaged)
 
     def append(self, write: Write) -> None:
         with self.lock:
             self.last_number += 1
             self.pending.append((self.last_number, write))
-            self._append(json.dumps({"number": self.last_number, **vars(write)}).encode() + b"\n")
+            self._append(_line({"number": self.last_number, **vars(write)}))
 
     def writes(self) -> list[Write]:
         """All writes that the store has not accepted yet."""
@@ -103,7 +106,7 @@ class Spool:
             number = self.pending[count - 1][0]
             self._forget(number)
             # Usually nothing is left and the file is emptied, so it stays small in long sweeps.
-            self._append(json.dumps({"done": number}).encode() + b"\n" if self.pending else b"")
+            self._append(_line({"done": number}) if self.pending else b"")
 
     def close(self) -> None:
         """Close the spool. An empty spool deletes its file."""
@@ -135,3 +138,18 @@ class Spool:
     def _keep_in_memory(self, error: OSError) -> None:
         reason = "another process runs this sweep" if isinstance(error, BlockingIOError) else str(error)
         logger.warning("MLflow records are kept in memory until they are written, not in %s (%s)", self.path, reason)
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    content = json.dumps(entry).encode()
+    return f"{zlib.crc32(content):08x} ".encode() + content + b"\n"
+
+
+def _checked(line: bytes) -> dict[str, Any]:
+    """Raises ValueError for a line that is not what was written."""
+    if line.startswith(b"{"):  # versions before 2026-12 wrote no checksum
+        return json.loads(line)
+    checksum, _, content = line.partition(b" ")
+    if int(checksum, 16) != zlib.crc32(content):
+        raise ValueError("damaged")
+    return json.loads(content)

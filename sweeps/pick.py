@@ -18,8 +18,8 @@ from fine_core.evaluation.metrics import METRICS
 from fine_core.files import file_bytes
 from mlflow_setup.registry import register_model
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
+from sweeps.command_line.folders import DEFAULT_DATA_FOLDER, databases_folder
 from sweeps.command_line.parsing import OneLineErrors, byte_count
-from sweeps.command_line.session import DEFAULT_DATA_FOLDER, data_folder_of
 from sweeps.results.picking import candidates, card, on_dataset, pick, save_samples, served_model, vae_of
 from trainables.storage.files import MODEL_FILE
 from trainables.storage.store import Store
@@ -64,8 +64,8 @@ def _pick(options: dict[str, Any], console: Console) -> None:
     found = on_dataset(candidates(store), options["dataset"], options["protocol"])
     chosen = pick(found, limits)
     content = card(chosen, found)
-    data_folder = data_folder_of(store)
-    tracking = open_tracking(resolve_tracking_uri(options["tracking_uri"], data_folder), "pick", data_folder)
+    databases = databases_folder(store)
+    tracking = open_tracking(resolve_tracking_uri(options["tracking_uri"], databases), "pick", databases)
     model = served_model(chosen, store)
     out.mkdir(parents=True)
     save_model(model, out / MODEL_FILE)

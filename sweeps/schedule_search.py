@@ -49,13 +49,8 @@ class SearchRequest(Request):
         from sweeps.search.agenda import SearchAgenda
         from sweeps.search.report import NextSteps, report_search
 
-        store, data_folder = surroundings.store, surroundings.data_folder
-        if self.study_storage is None and not store.is_local:
-            raise ValueError(
-                "results that are not on a local disk need a --study-storage beside them, such as postgresql://..."
-            )
-        storage = self.study_storage or f"sqlite:///{data_folder.absolute()}/optuna.db"
-        agenda = SearchAgenda(self.plan, store, storage)
+        storage = self.study_storage or f"sqlite:///{surroundings.databases.absolute()}/optuna.db"
+        agenda = SearchAgenda(self.plan, surroundings.store, storage)
         next_steps = NextSteps(grid_options=self.grid_options, study_storage=storage)
         return Sweep(agenda, surroundings, partial(report_search, next_steps=next_steps))
 
@@ -119,7 +114,7 @@ class SearchRequest(Request):
     help="Images drawn for a score at a rung of successive halving.",
 )
 @click.option("--study", help="Name of the studies in their storage.  [default: derived from the search space and the task]")
-@click.option("--study-storage", help="URL of the Optuna storage.  [default: SQLite in the storage path]")
+@click.option("--study-storage", help="URL of the Optuna storage.  [default: SQLite beside the results]")
 @grid_options(without=(*ONE_EACH, *NOT_OF_SEARCH, "sampler"))
 def main(**options) -> None:
     """Search the retention schedule and other settings of one transfer method, at one size or at all sizes of a grid.

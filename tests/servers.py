@@ -108,3 +108,31 @@ def _find_binaries() -> Path | None:
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin/pg_ctl"))
     command = on_path or (found[-1] if found else None)
     return None if command is None else Path(command).resolve().parent
+
+
+class ObjectStore:
+    """An S3-compatible server on loopback, in memory, with one bucket."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, self.log = free_port(), folder / "s3.log"
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        self.environment = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_REGION": "us-east-1"}
+
+    def uri(self, path: str) -> str:
+        return f"s3://bucket/{path}?scheme=http&endpoint_override=127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "ObjectStore":
+        command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(self.port)]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        deadline = time.monotonic() + SERVER_START_S
+        while True:
+            request = urllib.request.Request(f"{self.endpoint}/bucket", method="PUT")
+            with suppress(OSError), urllib.request.urlopen(request, timeout=5):
+                return self
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.2)
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()

@@ -18,11 +18,11 @@ from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.parameterizations import PARAMETERIZATIONS
 from fine_core.sampling.sampler import SamplerSpec
 from fine_core.sampling.schedulers import SAMPLERS
+from sweeps.command_line.folders import DEFAULT_DATA_FOLDER
 from sweeps.command_line.inputs import DEFAULT_IMAGE_SIZE, Inputs, dataset_named, read_inputs
 from sweeps.command_line.method_options import chosen_options, click_option, parameter_name
 from sweeps.command_line.parsing import RenamedOption, byte_count, integers, names
 from sweeps.command_line.presets import DEFAULT_TARGETS, EVALUATIONS, PRESETS
-from sweeps.command_line.session import DEFAULT_DATA_FOLDER
 from sweeps.execution.runner import RUNNERS, RunnerSpec
 from sweeps.planning.chosen import ChosenOptions, options_of_initializations, options_of_methods
 from sweeps.planning.grid import GridSpec

@@ -18,9 +18,10 @@ from filelock import FileLock
 from rich.console import Console
 
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
+from sweeps.command_line.folders import DEFAULT_DATA_FOLDER, databases_folder, reports_folder, why_elsewhere
 from sweeps.command_line.inputs import read_inputs
 from sweeps.display.plan import show_plan
-from sweeps.execution.cluster import NoCapacity, is_joined, num_cpus
+from sweeps.execution.cluster import ClusterError, check_address, is_joined, num_cpus
 from sweeps.execution.errors import StoppedSweep, without_password
 from sweeps.execution.runner import RunnerSpec
 from sweeps.planning.disk import check_disk, disk_need
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from sweeps.execution.sweep import Surroundings, Sweep
 
 LOG_WIDTH = 130
-DEFAULT_DATA_FOLDER = Path("~/fine-sweeps-data")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
             console.print("\nStopped. Nothing finished is lost; run the same command again to go on:")
             console.print(f"  {command_line()}", soft_wrap=True, highlight=False, markup=False)
             sys.exit(130)
-        except NoCapacity as error:
+        except ClusterError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
         except StoppedSweep as error:
@@ -105,8 +105,8 @@ def _prepare(
     _check_permanent("--tracking-uri", (options["tracking_uri"] or "").removeprefix("sqlite:///"))
     store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)
     store.check_writable()
-    data_folder = data_folder_of(store)
-    tracking_uri = resolve_tracking_uri(options["tracking_uri"], data_folder)
+    databases = databases_folder(store)
+    tracking_uri = resolve_tracking_uri(options["tracking_uri"], databases)
     slots = None if runner.gpus_per_worker else num_cpus()
     if options["dry_run"]:
         asked.show(console, find_jobs(plan, store), slots)
@@ -116,17 +116,18 @@ def _prepare(
         leases.wait_until_alone(partial(_say_waiting, console))
         clean(plan, store, console, confirmed=options["yes"])
         return None
+    check_address()
     if not is_joined():
         runner.check_this_machine()
-    data_folder.mkdir(parents=True, exist_ok=True)
+    _make_folder(databases)
     from sweeps.execution.sweep import Surroundings  # imports Tune
 
-    with FileLock(data_folder / ".databases.lock"):  # sweeps that create a fresh database together all fail
-        tracking = open_tracking(tracking_uri, name, data_folder)
+    with FileLock(databases / ".databases.lock"):  # sweeps that create a fresh database together all fail
+        tracking = open_tracking(tracking_uri, name, databases)
     _claim(plan, leases, console)
     found = find_jobs(plan, store)
     check_disk(store, disk_need(plan, found.finished, slots or 1), options["disk_budget"])
-    with FileLock(data_folder / ".databases.lock"):
+    with FileLock(databases / ".databases.lock"):
         read_inputs(options).publish(store)
         sweep = asked.sweep(
             Surroundings(
@@ -136,12 +137,24 @@ def _prepare(
                 tracking=tracking,
                 runner=runner,
                 leases=leases,
-                data_folder=data_folder,
+                databases=databases,
+                data_folder=reports_folder(store),
                 console=console,
             )
         )
     asked.show(console, found, slots)
+    if (why := why_elsewhere(store, databases)) is not None:
+        console.print(why, highlight=False, soft_wrap=True)
     return sweep
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{folder}, for databases, cannot be made ({error.strerror}); set HOME to a writable folder"
+        ) from error
 
 
 def _claim(plan: Plan, leases: Leases, console: Console) -> None:
@@ -159,11 +172,6 @@ def _say_waiting(console: Console, owner: Owner) -> None:
 def command_line() -> str:
     """How this process was called, to be called again; without passwords."""
     return without_password(shlex.join(["python", *sys.argv]))
-
-
-def data_folder_of(store: Store) -> Path:
-    """Where databases and reports lie: beside the results, or at home where these are not on a local disk."""
-    return Path(store.root) if store.is_local else DEFAULT_DATA_FOLDER.expanduser()
 
 
 def _check_finite(options: dict[str, Any]) -> None:

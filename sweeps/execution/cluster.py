@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,13 +15,19 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from sweeps.execution.ray_environment import RAY_ENVIRONMENT
+from trainables.failures import last_line
 
 OBJECT_STORE_BYTES = 200_000_000
 GROWTH_TIMEOUT_S = 30  # within which an autoscaler that can start a node says that it does
 POLL_S = 1.0
+CONNECT_TIMEOUT_S = 5
 
 
-class NoCapacity(ValueError):
+class ClusterError(ValueError):
+    """A cluster that cannot be started or joined."""
+
+
+class NoCapacity(ClusterError):
     """Jobs that no node of the cluster can ever run."""
 
 
@@ -35,7 +42,37 @@ def is_joined() -> bool:
 
 
 def connect_cluster() -> None:
-    """Join the cluster that RAY_ADDRESS names (as in a Ray job), else start one on this machine, bound to loopback."""
+    """Join the cluster that RAY_ADDRESS names (as in a Ray job), else start one on this machine, bound to loopback.
+
+    Raises ClusterError.
+    """
+    try:
+        _connect()
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        reason = last_line(str(error))
+        if is_joined():
+            raise _no_answer(reason) from error
+        remedy = "Ray needs a writable folder with a short path: set RAY_TMPDIR, such as RAY_TMPDIR=/tmp/ray-$USER"
+        raise ClusterError(f"Ray cannot be started on this machine ({reason}); {remedy}") from error
+
+
+def check_address() -> None:
+    """Raises ClusterError where nothing listens at RAY_ADDRESS: Ray itself would try for minutes."""
+    host, _, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")
+    if not port.isdecimal() or "/" in host:  # "auto", or a ray:// address
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise _no_answer(str(error)) from error
+
+
+def _no_answer(reason: str) -> ClusterError:
+    remedy = "correct RAY_ADDRESS, or unset it to start a cluster on this machine"
+    return ClusterError(f"the Ray cluster at {os.environ['RAY_ADDRESS']} does not answer ({reason}); {remedy}")
+
+
+def _connect() -> None:
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if is_joined():
         own = {name: os.environ[name] for name in RAY_ENVIRONMENT}

@@ -7,13 +7,12 @@ from typing import Any
 
 from mlflow_setup.runs import SweepRuns
 from sweeps.planning.names import MethodNames
-from sweeps.results.points import PointResult
+from sweeps.results.points import PointResult, sample_picture
 from trainables.failures import Failure
 from trainables.specs.models import PointSpec
 from trainables.specs.options import to_values
 from trainables.specs.scores import ScoreSpec
 from trainables.specs.transfers import TransferSpec
-from trainables.storage.files import SAMPLES_FILE
 from trainables.storage.record import History, Record
 from trainables.storage.store import Store
 
@@ -46,8 +45,8 @@ class Recorder:
 
     def finish(self, result: PointResult) -> None:
         self.runs.tag_child(result.id, "protocol", str(result.protocol))
-        samples = [self.store.fetch(result.score, SAMPLES_FILE)]
-        self.runs.finish_child(result.id, result.metrics, result.history, samples)
+        picture = sample_picture(result, self.store)
+        self.runs.finish_child(result.id, result.metrics, result.history, [] if picture is None else [picture])
 
     def complete(self, result: PointResult) -> None:
         """Give a finished point its finished run, if it has none: of an earlier sweep, or computed while MLflow was away."""

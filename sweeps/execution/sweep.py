@@ -48,6 +48,7 @@ class Surroundings:
     tracking: Tracking
     runner: RunnerSpec
     leases: Leases
+    databases: Path
     data_folder: Path
     console: Console
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fine_core.evaluation.protocol import Protocol
 from sweeps.planning.points import PlannedPoint
 from trainables.specs.models import BaseModelSpec
 from trainables.specs.scores import ScoreSpec
 from trainables.specs.transfers import TransferSpec
+from trainables.storage.files import SAMPLES_FILE
 from trainables.storage.record import History, Record
-from trainables.storage.store import Store
+from trainables.storage.store import Store, StoreError
+from trainables.storage.warning import warn_once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,3 +60,12 @@ def point_result(point: PlannedPoint, store: Store) -> PointResult | None:
             "forgetting/eval_s": after.metrics["eval_s"],
         }
     return PointResult(job=point.model, score=point.score, model_record=model, score_record=score, metrics=metrics)
+
+
+def sample_picture(result: PointResult, store: Store) -> Path | None:
+    """The picture of a point's samples. A damaged or lost one is named and left out: nothing is computed from it."""
+    try:
+        return store.fetch(result.score, SAMPLES_FILE)
+    except StoreError as error:
+        warn_once(str(error))
+        return None

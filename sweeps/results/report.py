@@ -25,9 +25,8 @@ from sweeps.planning.points import DecompositionScores
 from sweeps.results.curves import curve_rows, decomposition_rows, used_schedules
 from sweeps.results.ledger import ledger_rows, ledger_totals
 from sweeps.results.pareto import Point, by_protocol, points_from, report_rows
-from sweeps.results.points import Results
+from sweeps.results.points import Results, sample_picture
 from trainables.specs.transfers import TransferSpec
-from trainables.storage.files import SAMPLES_FILE
 from trainables.storage.store import Store
 
 MLFLOW_PORT = 5000
@@ -122,8 +121,8 @@ def _copy_samples(agenda: Agenda, results: Results, folder: Path, store: Store) 
     """The points' pictures side by side, under readable names."""
     folder = folder / "samples"
     folder.mkdir(exist_ok=True)
-    named = {agenda.label(r.job).translate(PLAIN): store.fetch(r.score, SAMPLES_FILE) for r in results}
-    return [Path(shutil.copyfile(path, folder / f"{name}.png")) for name, path in named.items()]
+    named = {agenda.label(result.job).translate(PLAIN): sample_picture(result, store) for result in results}
+    return [Path(shutil.copyfile(path, folder / f"{name}.png")) for name, path in named.items() if path is not None]
 
 
 def show_where(

@@ -20,6 +20,7 @@ from trainables.failures import Failure, FailureKind, failure_of, failure_of_tex
 from trainables.specs.scorers import ExtractorSpec
 from trainables.specs.tasks import Task
 from trainables.storage.files import LEARNGENE_FILE, MODEL_FILE
+from trainables.storage.leases import Leases
 from trainables.storage.store import Store, StoreError
 from trainables.training.context import LocalContext
 from trainables.training.loop import TrainingDiverged
@@ -106,6 +107,7 @@ def sweep_over(plan, store: Store) -> tuple[Sweep, io.StringIO]:
         tracking=None,
         runner=RunnerSpec(),
         leases=Leases(store, "test"),
+        databases=Path(store.root),
         data_folder=Path(store.root),
         console=Console(file=text, width=200),
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fine_core.evaluation.protocol import Protocol
 
 History = list[dict[str, float]]
+CHECKSUM = "record_sha256"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +48,20 @@ class Record:
         return {name: file.sha256 for name, file in self.files.items()}
 
     def to_json(self) -> dict[str, Any]:
-        content = asdict(self)
-        return content | {"protocol": None if self.protocol is None else self.protocol.to_json()}
+        content = asdict(self) | {"protocol": None if self.protocol is None else self.protocol.to_json()}
+        return content | {CHECKSUM: _checksum(content)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Record:
-        """Raises ValueError, KeyError or TypeError for data of another shape."""
+        """Raises ValueError, KeyError or TypeError for data of another shape, or that was changed since it was written."""
+        data = dict(data)
+        checksum = data.pop(CHECKSUM, None)  # records of before 2026-12 have none
+        if checksum is not None and checksum != _checksum(data):
+            raise ValueError("its checksum differs")
         files = {name: StoredFile(**file) for name, file in data["files"].items()}
         protocol = None if data["protocol"] is None else Protocol.from_json(data["protocol"])
         return cls(**{**data, "files": files, "protocol": protocol})
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

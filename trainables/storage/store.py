@@ -23,11 +23,15 @@ from trainables.specs.base import JobSpec
 from trainables.specs.from_record import OldRecord, job_from_record
 from trainables.storage.files import PROGRESS_FILE, RECORD_FILE, STATE_FILE
 from trainables.storage.record import Record, StoredFile
+from trainables.storage.warning import warn_once
 
 CHECKPOINT_FOLDER = "tune"  # Ray Tune's: <attempt>/<run id>.<job id>.<kind>/checkpoint_*
 WORKER_GROUP_FOLDER = "train"  # Ray Train's: <run id>/checkpoint_*
 OLD_KINDS = ("trial", "rung", "curve")  # folders of jobs as versions before this one kept them
 READERS = 16  # threads: on an object store each record takes a round trip
+
+
+DAMAGED = (KeyError, TypeError, ValueError, AttributeError)  # what reading a file of another shape raises
 
 
 class StoreError(ValueError):
@@ -79,14 +83,18 @@ class Store:
         self._write(f"{self.root}/{path}", text.encode())
 
     def read_record(self, job: JobSpec) -> Record | None:
-        """The record of a finished job, else None. One that is half-written or damaged counts as not finished.
+        """The record of a finished job, else None. One that is damaged is named, and counts as not finished.
 
         Raises StoreError for one that may not be read.
         """
-        content = self._read_json(f"{self.root}/{job.folder}/{RECORD_FILE}")
+        path = f"{self.root}/{job.folder}/{RECORD_FILE}"
+        content = self._read_bytes(path)
+        if content is None:
+            return None
         try:
-            return None if content is None else Record.from_json(content)
-        except (KeyError, TypeError, ValueError, AttributeError):
+            return Record.from_json(json.loads(content))
+        except DAMAGED:
+            warn_once(f"{path} is damaged; {job.folder} is made again")
             return None
 
     def record(self, job: JobSpec) -> Record:
@@ -97,10 +105,17 @@ class Store:
         return found
 
     def _read_json(self, path: str) -> Any:
+        """None for a file that is not there or no JSON."""
+        with suppress(ValueError):
+            return json.loads(self._read_bytes(path) or "")
+        return None
+
+    def _read_bytes(self, path: str) -> bytes | None:
+        """None for a file that is not there. Raises StoreError for one that may not be read."""
         try:
             with self.filesystem.open_input_stream(path) as stream:
-                return json.loads(stream.readall())
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+                return stream.readall()
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise StoreError(f"{path} cannot be read: {error}") from error
@@ -108,7 +123,7 @@ class Store:
     def records(self, kind: str) -> Iterator[tuple[JobSpec, Record]]:
         """All finished jobs of a kind with their records, but those of another version (see `count_old_records`)."""
         for content in self._record_contents(kind):
-            with suppress(OldRecord, KeyError, TypeError, ValueError, AttributeError):
+            with suppress(OldRecord, *DAMAGED):
                 yield job_from_record(content), Record.from_json(content)
 
     def _record_contents(self, kind: str, *, without: frozenset[str] = frozenset()) -> Iterator[Any]:
@@ -208,8 +223,8 @@ class Store:
         for info in self._all_files(CHECKPOINT_FOLDER):
             folder, _, name = info.path.rpartition("/")
             if name == PROGRESS_FILE and _run_id(folder.split("/")[-2]) == job.run_id:
-                with self.filesystem.open_input_stream(info.path) as stream, suppress(json.JSONDecodeError):
-                    progress = json.loads(stream.readall())
+                with suppress(*DAMAGED):
+                    progress = self._read_json(info.path)
                     state = self.filesystem.get_file_info(f"{folder}/{STATE_FILE}")
                     if state.size == progress["state_bytes"]:
                         steps[folder] = progress["step"]

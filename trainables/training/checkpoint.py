@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
+from fine_core.files import file_bytes, sha256_of
 from trainables.storage.files import PROGRESS_FILE, STATE_FILE
+from trainables.storage.warning import warn_once
 from trainables.training.context import RunContext
 
 
@@ -20,14 +22,26 @@ def report_checkpoint(run: RunContext, metrics: dict[str, Any], state: dict[str,
         return
     with tempfile.TemporaryDirectory() as folder:
         torch.save(state, Path(folder) / STATE_FILE)
-        state_bytes = (Path(folder) / STATE_FILE).stat().st_size
-        (Path(folder) / PROGRESS_FILE).write_text(json.dumps({"step": metrics["step"], "state_bytes": state_bytes}))
+        file = Path(folder) / STATE_FILE
+        progress = {"step": metrics["step"], "state_bytes": file_bytes(file), "state_sha256": sha256_of(file)}
+        (Path(folder) / PROGRESS_FILE).write_text(json.dumps(progress))
         run.report(metrics, Path(folder))
 
 
 def restore_checkpoint(run: RunContext) -> dict[str, Any] | None:
-    """The state of the latest checkpoint, None at a fresh start."""
+    """The state of the latest checkpoint, None at a fresh start or where the checkpoint is damaged."""
     with run.restore() as folder:
-        if folder is None:
+        if not run.agreed(folder is not None and _is_whole(folder)):
             return None
         return torch.load(folder / STATE_FILE, map_location=run.device, weights_only=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        expected = json.loads((folder / PROGRESS_FILE).read_bytes())["state_sha256"]
+        if sha256_of(folder / STATE_FILE) == expected:
+            return True
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    warn_once(f"the checkpoint in {folder} is damaged; the training starts again")
+    return False
