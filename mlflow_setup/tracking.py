@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import http.client
 import logging
 import os
-import urllib.error
-import urllib.request
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-CONNECT_TIMEOUT_S = 10
+from fine_core.text import without_password
 
 # A sweep's writer retries by itself. A request that MLflow repeats could create a run twice.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -43,7 +40,9 @@ def resolve_tracking_uri(uri: str | None, data_folder: Path) -> str:
     if uri.startswith("sqlite:///"):
         return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
     if "://" not in uri or uri.startswith("file:"):
-        raise TrackingError(f"tracking URI {uri!r} is a plain folder; use sqlite:///PATH.db, http(s)://HOST or a database")
+        raise TrackingError(
+            f"tracking URI {without_password(uri)!r} is a plain folder; use sqlite:///PATH.db, http(s)://HOST or a database"
+        )
     return uri
 
 
@@ -53,10 +52,9 @@ def open_tracking(uri: str, experiment: str, data_folder: Path) -> Tracking:
     Call it in the sweep's own process and under a lock: processes that create a SQLite schema at the same time all fail.
     Raises TrackingError, in one line, if the store cannot be reached.
     """
-    if uri.startswith(("http://", "https://")):
-        _check_server(uri)
-    else:
-        _check_database(uri)
+    shown = without_password(uri)
+    if not uri.startswith(("http://", "https://")):
+        _check_database(uri, shown)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="mlflow")
     import mlflow
@@ -75,35 +73,49 @@ def open_tracking(uri: str, experiment: str, data_folder: Path) -> Tracking:
         else:
             experiment_id = found.experiment_id
             if found.lifecycle_stage == "deleted":
-                raise TrackingError(f"experiment {experiment!r} was deleted in {uri!r}; restore it: mlflow experiments restore")
+                raise TrackingError(
+                    f"experiment {experiment!r} was deleted in {shown!r}; restore it: mlflow experiments restore"
+                )
     except MlflowException as error:
-        raise TrackingError(f"tracking URI {uri!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise TrackingError(without_password(_refused(shown, error))) from error
     return Tracking(uri=uri, experiment_id=experiment_id, client=client, spool_folder=data_folder / "spool")
 
 
-def _check_server(uri: str) -> None:
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CONNECT_TIMEOUT_S) as response:
-            response.read()
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise TrackingError(
-            f"tracking server {uri!r} does not answer ({reason}); start it with `mlflow server` or leave --tracking-uri out"
-        ) from error
+def _refused(shown: str, error: Exception) -> str:
+    reason = str(error).splitlines()[0]
+    if getattr(error, "error_code", None) in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "401" in reason or "403" in reason:
+        return (
+            f"tracking server {shown!r} refuses the login ({reason}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
+    if shown.startswith("http"):
+        return (
+            f"tracking server {shown!r} does not answer ({reason}); start it with `mlflow server` or leave --tracking-uri out"
+        )
+    return f"tracking URI {shown!r} cannot be used: {reason}"
 
 
-def _check_database(uri: str) -> None:
+def _check_database(uri: str, shown: str) -> None:
     """Fail fast on a dead database: MLflow itself would retry for almost two minutes."""
     import sqlalchemy
 
     try:
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        engine = sqlalchemy.create_engine(uri)
-        sqlalchemy.inspect(engine).get_table_names()  # reads the file: connecting alone accepts any file as a database
-        engine.dispose()
+        names = table_names(uri)  # reads the file: connecting alone accepts any file as a database
     except (sqlalchemy.exc.SQLAlchemyError, OSError, ImportError) as error:
         reason = str(error).splitlines()[0]
-        raise TrackingError(
-            f"tracking URI {uri!r} cannot be opened ({reason}); use sqlite:///PATH.db or http://HOST"
-        ) from error
+        text = f"tracking URI {shown!r} cannot be opened ({reason}); use sqlite:///PATH.db or http://HOST"
+        raise TrackingError(without_password(text)) from error
+    if "studies" in names:
+        raise TrackingError(f"tracking URI {shown!r} holds Optuna's studies; name another --tracking-uri or --study-storage")
+
+
+def table_names(uri: str) -> list[str]:
+    """The tables of a database; none where there is no database yet. Raises what SQLAlchemy and the driver raise."""
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        return sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import Protocol
 
+from fine_core.text import without_password
 from mlflow_setup.spool import Spool, Write
 
 POLL_S = 0.05
@@ -132,8 +133,7 @@ class BackgroundWriter:
 
 def one_line(error: Exception) -> str:
     """One line for an error: the first line of the innermost wrapped error, without passwords in addresses."""
-    text = re.sub(r"://[^@/\s]*@", "://***@", str(error).strip() or type(error).__name__)
-    line = text.splitlines()[0]
+    line = without_password((str(error).strip() or type(error).__name__).splitlines()[0])
     if caused := re.search(r"\(Caused by \w+\([\"']?(.*?)[\"')]*$", line):
         line = caused[1]
     return line[:200]

@@ -17,7 +17,9 @@ from fine_core.data.latents import VAE_CONFIG, VAE_WEIGHTS, load_vae, vae_sha256
 from fine_core.data.readers.registry import formats
 from fine_core.data.registry import load_dataset, rows_in_mixed_order
 from fine_core.data.source import DataError, LatentInfo
+from fine_core.text import without_password
 from sweeps.command_line.parsing import OneLineErrors
+from sweeps.command_line.permanent import check_permanent
 from sweeps.command_line.session import command_line
 from sweeps.display.numbers import counted
 from sweeps.execution.encoding import encode_shards, finished_shards, plan_shards
@@ -53,7 +55,7 @@ def main(**options) -> None:
     try:
         _encode_all(options, Console())
     except ValueError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {without_password(str(error))}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         click.echo(f"\nStopped. Finished shards are kept; run the same command again to go on:\n  {command_line()}")
@@ -61,6 +63,7 @@ def main(**options) -> None:
 
 
 def _encode_all(options: dict[str, Any], console: Console) -> None:
+    check_permanent(options)
     vae = Path(options["vae"]).expanduser().absolute()
     info = LatentInfo(
         vae_sha256=vae_sha256(vae),

@@ -16,6 +16,7 @@ from fine_core.checkpoints.native import save_model
 from fine_core.data.registry import short_name
 from fine_core.evaluation.metrics import METRICS
 from fine_core.files import file_bytes
+from fine_core.text import without_password
 from mlflow_setup.registry import register_model
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
 from sweeps.command_line.folders import DEFAULT_DATA_FOLDER, databases_folder
@@ -50,7 +51,7 @@ def main(**options) -> None:
     try:
         _pick(options, console)
     except (ValueError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {without_password(str(error))}", err=True)
         sys.exit(2)
 
 
@@ -84,7 +85,7 @@ def _pick(options: dict[str, Any], console: Console) -> None:
         f"{out / MODEL_FILE}: {file_bytes(out / MODEL_FILE):,} bytes",
         f"{out / DIFFUSERS_FOLDER}: {file_bytes(out / DIFFUSERS_FOLDER):,} bytes, for DiTPipeline",
         *([f"{out / SAMPLES_FILE}: {options['num_samples']:,} images"] if options["num_samples"] else []),
-        f"registered as {options['name']} version {version} in {tracking.uri}",
+        f"registered as {options['name']} version {version} in {without_password(tracking.uri)}",
     ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)

@@ -68,6 +68,10 @@ def resolve(text: str, *, image_size: int, flips: bool) -> str:
     kind, _, path = text.partition(":")
     if kind not in READERS or not path:
         raise DataError(f"{text!r} names no images; write {formats()}")
+    if "://" in path and "@" in path.partition("?")[0]:
+        raise DataError(
+            f"the URI of {kind}: holds a password, which would stand in logs; leave it out, and set it in the environment"
+        )
     path = path if "://" in path else str(Path(path).expanduser().absolute())
     if image_size < 1:
         raise DataError(f"image_size is {image_size}; it must be at least 1")

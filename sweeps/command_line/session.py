@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -17,12 +16,14 @@ import click
 from filelock import FileLock
 from rich.console import Console
 
+from fine_core.text import without_password
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
 from sweeps.command_line.folders import DEFAULT_DATA_FOLDER, databases_folder, reports_folder, why_elsewhere
 from sweeps.command_line.inputs import read_inputs
+from sweeps.command_line.permanent import check_permanent
 from sweeps.display.plan import show_plan
 from sweeps.execution.cluster import ClusterError, check_address, is_joined, num_cpus
-from sweeps.execution.errors import StoppedSweep, without_password
+from sweeps.execution.errors import StoppedSweep
 from sweeps.execution.runner import RunnerSpec
 from sweeps.planning.disk import check_disk, disk_need
 from sweeps.planning.grid import GridSpec
@@ -78,7 +79,7 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
             try:
                 sweep = _prepare(name, options, request, console, stack)
             except ValueError as error:
-                click.echo(f"error: {error}", err=True)
+                click.echo(f"error: {without_password(str(error))}", err=True)
                 sys.exit(2)
             if sweep is not None:
                 sys.exit(sweep.run())
@@ -87,10 +88,13 @@ def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, A
             console.print(f"  {command_line()}", soft_wrap=True, highlight=False, markup=False)
             sys.exit(130)
         except ClusterError as error:
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {without_password(str(error))}", err=True)
             sys.exit(2)
         except StoppedSweep as error:
-            click.echo(f"error: {error}; nothing finished is lost; run the same command again to go on", err=True)
+            click.echo(
+                f"error: {without_password(str(error))}; nothing finished is lost; run the same command again to go on",
+                err=True,
+            )
             sys.exit(1)
 
 
@@ -99,10 +103,9 @@ def _prepare(
 ) -> Sweep | None:
     """The sweep, checked, shown and claimed until `stack` is closed; None if none was asked for. Raises ValueError."""
     _check_finite(options)
+    check_permanent(options)
     asked = request(options)
     plan, runner = asked.plan, asked.runner
-    _check_permanent("--storage-path", options["storage_path"])
-    _check_permanent("--tracking-uri", (options["tracking_uri"] or "").removeprefix("sqlite:///"))
     store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)
     store.check_writable()
     databases = databases_folder(store)
@@ -171,7 +174,7 @@ def _say_waiting(console: Console, owner: Owner) -> None:
 
 def command_line() -> str:
     """How this process was called, to be called again; without passwords."""
-    return without_password(shlex.join(["python", *sys.argv]))
+    return shlex.join(["python", *map(without_password, sys.argv)])
 
 
 def _check_finite(options: dict[str, Any]) -> None:
@@ -180,10 +183,3 @@ def _check_finite(options: dict[str, Any]) -> None:
         for one in value if isinstance(value, tuple) else (value,):
             if isinstance(one, float) and not math.isfinite(one):
                 raise ValueError(f"--{name.replace('_', '-')} is {one}; it must be a finite number")
-
-
-def _check_permanent(option: str, path: str | None) -> None:
-    """Raises ValueError for a relative path in a Ray job, whose working folder is deleted after it."""
-    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if in_job and path and "://" not in path and not Path(path).expanduser().is_absolute():
-        raise ValueError(f"{option} {path} would lie in the job's temporary folder; name an absolute path")

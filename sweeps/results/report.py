@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fine_core.data.registry import short_name
+from fine_core.text import without_password
 from mlflow_setup.curves import draw_curves, draw_schedules
 from mlflow_setup.report import draw_front, interactive_front, write_csv
 from mlflow_setup.runs import SweepRuns
@@ -133,11 +134,11 @@ def show_where(
         if file.suffix in (".png", ".html"):
             console.print(str(file), soft_wrap=True, highlight=False)
     if tracking.uri.startswith("http"):
-        server = tracking.uri.rstrip("/")
+        server = without_password(tracking.uri.rstrip("/"))
     else:
         server = f"http://127.0.0.1:{MLFLOW_PORT}"
         executable = shlex.quote(executable_path("mlflow"))
-        command = f"{executable} ui --port {MLFLOW_PORT} --backend-store-uri {shlex.quote(tracking.uri)}"
+        command = f"{executable} ui --port {MLFLOW_PORT} --backend-store-uri {shlex.quote(without_password(tracking.uri))}"
         console.print(f"Compare the runs:  {command}", soft_wrap=True, highlight=False)
     for dataset in datasets:
         view = _save_view(dataset, sweep_id, runs, tracking)

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fine_core.retention import RetentionSchedule
+from fine_core.text import without_password
 from mlflow_setup.curves import draw_best_schedules
 from mlflow_setup.report import pyplot, write_csv
-from sweeps.execution.errors import without_password
 from sweeps.execution.recorder import Recorder
 from sweeps.execution.sweep import Outcome, Surroundings
 from sweeps.planning.names import MethodNames

@@ -10,6 +10,7 @@ import hashlib
 import json
 import warnings
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import optuna
@@ -17,7 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.randomness import stream_seed
-from sweeps.execution.errors import without_password
+from fine_core.text import without_password
+from mlflow_setup.tracking import table_names
 from sweeps.planning.grid import GridSpec
 from sweeps.planning.points import PlannedPoint
 from sweeps.results.points import PointResult, point_result
@@ -166,6 +168,15 @@ class _Running:
     others: list[optuna.Trial] = field(default_factory=list)
 
 
+def _check_no_runs(storage: str) -> None:
+    """Raises StudyError for MLflow's database: both keep their schema's version in a table of the same name."""
+    names: list[str] = []
+    with suppress(Exception):  # Optuna says what is wrong with a storage
+        names = table_names(storage)
+    if "experiments" in names:
+        raise StudyError(f"study storage {without_password(storage)!r} holds MLflow's runs; name another --study-storage")
+
+
 class ScheduleStudy:
     """One open study, as a source of tasks. Raises StudyError if the storage cannot be used or holds another study."""
 
@@ -186,6 +197,7 @@ class ScheduleStudy:
 
     def _open(self, storage: str) -> optuna.Study:
         spec = self.spec
+        _check_no_runs(storage)
         try:
             study = optuna.create_study(
                 storage=storage,
@@ -196,8 +208,8 @@ class ScheduleStudy:
             )
         except Exception as error:  # every driver of every database has its own
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            place = without_password(storage)
-            raise StudyError(f"study storage {place!r} cannot be used ({reason}); use sqlite:///PATH.db") from error
+            text = f"study storage {storage!r} cannot be used ({reason}); use sqlite:///PATH.db"
+            raise StudyError(without_password(text)) from error
         known = study.user_attrs.get(DEFINITION)
         if known is None:
             check(not study.trials, f"study {spec.name!r} was not made by schedule_search.py; take another --study")

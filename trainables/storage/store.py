@@ -43,6 +43,11 @@ class Store:
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
         location = str(location)
+        if "://" in location and "@" in location.partition("?")[0]:
+            raise StoreError(
+                "the storage path holds a password, which would stand in files and logs; "
+                "leave it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on all nodes"
+            )
         try:
             if "://" in location:
                 self.filesystem, self.root = fs.FileSystem.from_uri(location)
