@@ -8,7 +8,7 @@ size-grid: $(VENV)/.installed
 	$(VENV)/bin/python sweeps/size_grid.py
 
 test: lint
-	$(VENV)/bin/pytest -q -n 3 --dist loadfile --no-loadscope-reorder
+	$(VENV)/bin/pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations 25
 
 test-fast: $(VENV)/.installed-test
 	$(VENV)/bin/pytest -q -m "not slow"

@@ -70,7 +70,7 @@ def resolve(text: str, *, image_size: int, flips: bool) -> str:
         raise DataError(f"{text!r} names no images; write {formats()}")
     if "://" in path and "@" in path.partition("?")[0]:
         raise DataError(
-            f"the URI of {kind}: holds a password, which would stand in logs; leave it out, and set it in the environment"
+            f"the URI of {kind}: holds a password; leave it out, and set it in the environment"
         )
     path = path if "://" in path else str(Path(path).expanduser().absolute())
     if image_size < 1:
