@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fine_core.checkpoints.native import (
     CheckpointError,
+    check_is_no_pointer,
     check_public,
     config_from_json,
     config_to_json,
@@ -28,6 +29,7 @@ from fine_core.dit import DiT, DiTConfig, ModelSize, position_table
 from fine_core.sampling.schedulers import make_scheduler
 
 PIPELINE_NULL_CLASS = 1000  # written in DiTPipeline's code
+WEIGHTS = "diffusion_pytorch_model"  # diffusers' name
 SIDECAR = "fine-sweeps.safetensors"  # the config and the positions; diffusers computes its own positions
 
 # our name -> diffusers' name, for both weight and bias
@@ -136,7 +138,7 @@ def load_diffusers(folder: str | os.PathLike) -> DiT:
     try:
         from diffusers import DiTTransformer2DModel
 
-        theirs = DiTTransformer2DModel.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False)
+        theirs = DiTTransformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False, **_weights_in(folder))
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder} is no readable DiTTransformer2DModel: {str(error).splitlines()[0]}") from error
     if (folder / SIDECAR).is_file():
@@ -152,8 +154,24 @@ def load_diffusers(folder: str | os.PathLike) -> DiT:
     return model
 
 
+def _weights_in(folder: Path) -> dict[str, object]:
+    """Which weights of a folder to read: safetensors, else those of a variant such as fp16, else a .bin (`weights_only`)."""
+    for file in sorted(folder.glob("*")):
+        if file.suffix in (".bin", ".safetensors", ".json"):
+            check_is_no_pointer(file)
+    if any(folder.glob(f"{WEIGHTS}*.safetensors")):
+        plain = any(folder.glob(f"{WEIGHTS}.safetensors*")) or any(folder.glob(f"{WEIGHTS}-*.safetensors"))
+        variants = [file.name.split(".")[1] for file in sorted(folder.glob(f"{WEIGHTS}.*.safetensors"))]
+        return {
+            "use_safetensors": True,
+            "variant": None if plain or not variants else variants[0],
+            "torch_dtype": torch.float32,
+        }
+    return {"use_safetensors": False, "torch_dtype": torch.float32}
+
+
 def _config_of(theirs, folder: Path) -> DiTConfig:
-    if theirs.norm_eps != 1e-6 or theirs.activation_fn != "gelu-approximate" or not theirs.attention_bias:
+    if theirs.norm_eps > 1e-5 or theirs.activation_fn != "gelu-approximate" or not theirs.attention_bias:
         raise CheckpointError(f"{folder} is not a DiT as published: its norm_eps, activation or attention bias differ")
     heads, head_dim = theirs.num_attention_heads, theirs.attention_head_dim
     return DiTConfig(

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from fine_core.checkpoints.diffusers_folder import load_diffusers
-from fine_core.checkpoints.native import METADATA_KEY, CheckpointError, load_model
+from fine_core.checkpoints.native import METADATA_KEY, CheckpointError, check_is_no_pointer, load_model
 from fine_core.checkpoints.public_dit import load_public
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, count_macs, count_parameters
 
@@ -21,9 +21,11 @@ def open_any(path: Path, *, num_heads: int | None = None) -> tuple[DiT, str]:
         raise CheckpointError(f"no such file or folder: {path}")
     if path.is_dir():
         return load_diffusers(path), "diffusers folder"
+    check_is_no_pointer(path)
     if path.suffix == ".safetensors" and _is_ours(path):
         return load_model(path), "fine-sweeps checkpoint"
-    return load_public(path, num_heads=num_heads), "public checkpoint"
+    model, notes = load_public(path, num_heads=num_heads)
+    return model, f"public checkpoint ({'; '.join(notes)})"
 
 
 def _is_ours(path: Path) -> bool:

@@ -19,11 +19,19 @@ from fine_core.dit import DiT, DiTConfig, ModelSize
 from fine_core.files import whole_file
 
 METADATA_KEY = "fine-sweeps"
+POINTER = b"version https://git-lfs.github.com/spec/"
 PUBLIC_PARAMETERIZATION = "ddpm"  # of DiT checkpoints and of `DiTPipeline`
 
 
 class CheckpointError(ValueError):
     """A file that is damaged, of another kind, or of another shape than asked for."""
+
+
+def check_is_no_pointer(path: str | os.PathLike) -> None:
+    """Raises CheckpointError for what Git LFS keeps in place of a file that was not fetched."""
+    with open(path, "rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise CheckpointError(f"{path} is a Git LFS pointer in place of the file; fetch the file with `git lfs pull`")
 
 
 def save_tensors(path: str | os.PathLike, tensors: dict[str, Tensor], *, kind: str, config: dict) -> None:
@@ -53,6 +61,7 @@ def load_tensors(path: str | os.PathLike, *, kind: str) -> tuple[dict[str, Tenso
     """Tensors and config of a file written by `save_tensors`. Raises CheckpointError, or FileNotFoundError."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such file: {path}")
+    check_is_no_pointer(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

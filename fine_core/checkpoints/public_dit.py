@@ -1,58 +1,26 @@
 """Checkpoints of the public DiT code: a flat state dict, alone or under "ema" beside optimizer and arguments.
 
 The architecture follows from the shapes, except the number of heads: it is given, or is that of the published size with the
-same depth and width. No code of a file is executed: pickles are read with `weights_only`.
+same depth and width.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-import pickle
-import re
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fine_core.checkpoints.native import CheckpointError, check_public, load_strictly
+from fine_core.checkpoints.state_dict import read_dit
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize, position_table
 
-POSITION_TOLERANCE = 1e-5  # the public code computes its table in double precision
-
-
-def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a `.pt` or `.safetensors` file; those under `ema` if the file is a training state.
-
-    Raises CheckpointError for a file that is damaged, would execute code, or holds something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no such file: {path}")
-    try:
-        if path.suffix == ".safetensors":
-            content = load_file(path)
-        else:
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    except pickle.UnpicklingError as error:
-        forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {forbidden[1]}, which a checkpoint has no use for" if forbidden else "it is no checkpoint"
-        raise CheckpointError(f"{path} is refused: {reason}; nothing of it was executed") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
-    for key in ("ema", "model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(f"{path} holds no state dict")
-    return content
+# By the type that the table is stored in; the public code computes it in double precision.
+POSITION_TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
+FULL_TOLERANCE = 1e-5
 
 
 def infer_config(tensors: dict[str, Tensor], *, num_heads: int | None = None) -> DiTConfig:
@@ -67,6 +35,10 @@ def infer_config(tensors: dict[str, Tensor], *, num_heads: int | None = None) ->
         out_channels = tensors["final_layer.linear.weight"].shape[0] // patch_size**2
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"these are not the tensors of a DiT: {type(error).__name__} {error}") from error
+    if rows < 2:
+        raise CheckpointError(
+            "its label table has one row: a model without classes and without a null label, which cannot be used"
+        )
     depth = 1 + max((int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")), default=-1)
     grid = round(num_tokens**0.5)
     if grid**2 != num_tokens or out_channels not in (in_channels, 2 * in_channels):
@@ -94,21 +66,28 @@ def _published_heads(depth: int, width: int) -> int:
 
 def _with_position_scale(config: DiTConfig, table: Tensor) -> DiTConfig:
     """The config whose position table is the checkpoint's."""
+    tolerance = POSITION_TOLERANCE.get(table.dtype, FULL_TOLERANCE)
     for scale in range(1, config.input_size // config.patch_size + 1):
         scaled = replace(config, position_scale=scale)
-        if torch.allclose(position_table(scaled), table.float(), atol=POSITION_TOLERANCE, rtol=0):
+        if torch.allclose(position_table(scaled), table.float(), atol=tolerance, rtol=0):
             return scaled
     raise CheckpointError("its position table is not DiT's 2-D sin-cos table")
 
 
-def load_public(path: str | os.PathLike, *, num_heads: int | None = None) -> DiT:
-    """A model from a public checkpoint, bit for bit. Raises CheckpointError."""
-    tensors = read_state_dict(path)
-    config = infer_config(tensors, num_heads=num_heads)
+def load_public(path: str | os.PathLike, *, num_heads: int | None = None) -> tuple[DiT, tuple[str, ...]]:
+    """A model from a public checkpoint, bit for bit, in float32; and what was done to read it. Raises CheckpointError."""
+    found = read_dit(Path(path))
+    config = infer_config(found.tensors, num_heads=num_heads)
     with torch.device("meta"):
         model = DiT(config)
-    load_strictly(model, {name: tensor.float() for name, tensor in tensors.items()}, path)
-    return model
+    tensors = {name: tensor.float() for name, tensor in found.tensors.items()}
+    notes = [*found.notes, f"a label table of {config.num_classes + 1} rows, of which the last is the null label"]
+    if (dtype := found.tensors["pos_embed"].dtype) != torch.float32:
+        tensors["pos_embed"] = position_table(config)  # exact again
+    kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in found.tensors.values()} - {"float32"})
+    notes += [f"{', '.join(kinds)} converted to float32"] if kinds or dtype != torch.float32 else []
+    load_strictly(model, tensors, path)
+    return model, tuple(notes)
 
 
 def export_state_dict(model: DiT, path: str | os.PathLike) -> None:

@@ -69,9 +69,7 @@ def resolve(text: str, *, image_size: int, flips: bool) -> str:
     if kind not in READERS or not path:
         raise DataError(f"{text!r} names no images; write {formats()}")
     if "://" in path and "@" in path.partition("?")[0]:
-        raise DataError(
-            f"the URI of {kind}: holds a password; leave it out, and set it in the environment"
-        )
+        raise DataError(f"the URI of {kind}: holds a password; leave it out, and set it in the environment")
     path = path if "://" in path else str(Path(path).expanduser().absolute())
     if image_size < 1:
         raise DataError(f"image_size is {image_size}; it must be at least 1")

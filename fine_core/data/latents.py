@@ -18,7 +18,7 @@ import torch
 from pyarrow import fs, parquet
 from torch import Tensor, nn
 
-from fine_core.checkpoints.native import CheckpointError
+from fine_core.checkpoints.native import CheckpointError, check_is_no_pointer
 from fine_core.data.pixels import to_uint8
 from fine_core.data.readers.parquet import METADATA_KEY
 from fine_core.data.source import LatentInfo
@@ -32,12 +32,25 @@ DECODE_BATCH = 16
 def vae_sha256(folder: str | os.PathLike) -> str:
     """One hash of a VAE's two files. Raises CheckpointError if one is missing."""
     digest = hashlib.sha256()
+    folder = Path(folder)
     for name in (VAE_CONFIG, VAE_WEIGHTS):
-        file = Path(folder) / name
+        file = folder / name
         if not file.is_file():
-            raise CheckpointError(f"{folder} is no AutoencoderKL as diffusers saves it: it has no {name}")
+            raise CheckpointError(f"{folder} is no AutoencoderKL as diffusers saves it: it has no {name}{_remedy(folder)}")
+        check_is_no_pointer(file)
         digest.update(sha256_of(file).encode())
     return digest.hexdigest()
+
+
+def _remedy(folder: Path) -> str:
+    """What to do about a folder that holds a VAE in another way."""
+    if (folder / "vae").is_dir():
+        return f"; it is a pipeline, name its folder {folder / 'vae'}"
+    others = sorted(file.name for file in folder.glob("*") if file.suffix in (".bin", ".safetensors"))
+    if others:
+        load = "AutoencoderKL.from_pretrained(FOLDER, use_safetensors=False)" if others[0].endswith(".bin") else "the folder"
+        return f"; it has {others[0]}: save it again by diffusers, {load}.save_pretrained(OUT), and name OUT"
+    return ""
 
 
 def load_vae(config: str | os.PathLike, weights: str | os.PathLike) -> nn.Module:

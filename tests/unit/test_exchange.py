@@ -142,17 +142,17 @@ def public_file(path: Path, config: DiTConfig, wrapped: bool) -> DiT:
 @pytest.mark.parametrize("config", [CONFIGS[1], replace(CONFIGS[1], learn_sigma=False, num_classes=1000)])
 def test_public_checkpoints_are_read_bit_for_bit(config, wrapped, tmp_path):
     model = public_file(tmp_path / "model.pt", config, wrapped)
-    assert bitwise_equal(load_public(tmp_path / "model.pt", num_heads=4), model)
+    assert bitwise_equal(load_public(tmp_path / "model.pt", num_heads=4)[0], model)
     for name in ("flat.pt", "flat.safetensors"):
         export_state_dict(model, tmp_path / name)
-        assert bitwise_equal(load_public(tmp_path / name, num_heads=4), model)
+        assert bitwise_equal(load_public(tmp_path / name, num_heads=4)[0], model)
     assert set(load_file(tmp_path / "flat.safetensors")) == set(model.state_dict())
 
 
 def test_the_heads_of_published_sizes_are_known(tmp_path):
     config = DIT_SIZES["DiT-S/4"]
     torch.save(DiT(config).state_dict(), tmp_path / "s.pt")
-    assert load_public(tmp_path / "s.pt").config == config
+    assert load_public(tmp_path / "s.pt")[0].config == config
     public_file(tmp_path / "own.pt", CONFIGS[1], False)
     with pytest.raises(
         CheckpointError, match=r"no published DiT has depth 3 and width 64; say its number of heads \(--num-heads"
@@ -165,7 +165,7 @@ def test_the_heads_of_published_sizes_are_known(tmp_path):
 def test_positions_of_another_resolution_are_recognized(tmp_path):
     model = randomized(CONFIGS[1], seed=0).at_resolution(16)
     torch.save(model.state_dict(), tmp_path / "scaled.pt")
-    assert load_public(tmp_path / "scaled.pt", num_heads=4).config == model.config
+    assert load_public(tmp_path / "scaled.pt", num_heads=4)[0].config == model.config
 
 
 class Attack:

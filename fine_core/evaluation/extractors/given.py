@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fine_core.checkpoints.native import CheckpointError
-from fine_core.checkpoints.public_dit import read_state_dict
+from fine_core.checkpoints.state_dict import read_state_dict
 from fine_core.files import sha256_of
 
 FORMATS = ("torchscript", "python", "inception")
