@@ -20,7 +20,7 @@ from fine_core.data.source import DataError, LatentInfo
 from fine_core.text import without_password
 from sweeps.command_line.parsing import OneLineErrors
 from sweeps.command_line.permanent import check_permanent
-from sweeps.command_line.session import command_line
+from sweeps.command_line.session import command_line, say_notes
 from sweeps.display.numbers import counted
 from sweeps.execution.encoding import encode_shards, finished_shards, plan_shards
 from trainables.storage.store import Store
@@ -71,6 +71,7 @@ def _encode_all(options: dict[str, Any], console: Console) -> None:
         data=resolve(options["data"], image_size=options["image_size"], flips=False),
         image_size=options["image_size"],
     )
+    say_notes(console, [info.data])
     store = Store(options["out"])
     store.check_writable()
     data = load_dataset(info.data, "pool")

@@ -83,6 +83,12 @@ def _open(kind: str, path: str, image_size: int) -> Reader:
     return READERS[kind](path, image_size)
 
 
+def notes_of(name: str) -> tuple[str, ...]:
+    """What a person should know of how the files of a set were taken."""
+    spec = DatasetPath.parse(name)
+    return _open(spec.kind, spec.path, spec.image_size).notes
+
+
 @lru_cache(maxsize=8)
 def info_by_path(name: str) -> DatasetInfo:
     """Dataset info from a set's name. Raises DataError if its files differ from those that the name was made of."""

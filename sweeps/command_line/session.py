@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -16,6 +16,8 @@ import click
 from filelock import FileLock
 from rich.console import Console
 
+from fine_core.data.by_path import is_by_path, notes_of
+from fine_core.data.registry import short_name
 from fine_core.text import without_password
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
 from sweeps.command_line.folders import DEFAULT_DATA_FOLDER, databases_folder, reports_folder, why_elsewhere
@@ -106,6 +108,7 @@ def _prepare(
     check_permanent(options)
     asked = request(options)
     plan, runner = asked.plan, asked.runner
+    say_notes(console, (job.dataset for job in plan.jobs if hasattr(job, "dataset")))
     store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)
     store.check_writable()
     databases = databases_folder(store)
@@ -175,6 +178,13 @@ def _say_waiting(console: Console, owner: Owner) -> None:
 def command_line() -> str:
     """How this process was called, to be called again; without passwords."""
     return shlex.join(["python", *map(without_password, sys.argv)])
+
+
+def say_notes(console: Console, datasets: Iterable[str]) -> None:
+    """What a person should know of how the files of sets by path were taken."""
+    for name in filter(is_by_path, dict.fromkeys(datasets)):
+        for note in notes_of(name):
+            console.print(f"{short_name(name)}: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_finite(options: dict[str, Any]) -> None:

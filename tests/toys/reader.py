@@ -15,6 +15,7 @@ from fine_core.data.source import DataError
 class NpyReader:
     group_sizes = None
     dtype = torch.uint8
+    notes = ()
 
     def __init__(self, path: str, image_size: int) -> None:
         self.files = [Path(path) / name for name in ("images.npy", "labels.npy")]

@@ -24,6 +24,7 @@ class Reader(Protocol):
     dtype: torch.dtype
     fingerprint: str
     corrupt: CorruptImages
+    notes: tuple[str, ...]  # what a person should know of how the files were taken
 
     def read(self, rows: Tensor) -> Tensor: ...
 

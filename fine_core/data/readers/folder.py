@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
 from fine_core.data.readers.base import CorruptImages, fingerprint_of
+from fine_core.data.readers.image_files import find_images
 from fine_core.data.source import DataError
 
 DECODE_THREADS = 4
@@ -30,11 +30,19 @@ def centre_crop(image: Image.Image, image_size: int) -> Image.Image:
     return image.crop((left, top, left + image_size, top + image_size))
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image in RGB; transparent parts become white."""
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
 def decode(content: bytes, image_size: int) -> Tensor | None:
-    """An RGB image (3, H, H), uint8; None if it cannot be decoded."""
+    """An RGB image (3, H, H), uint8, upright as its EXIF data say; None if it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            pixels = np.array(centre_crop(image.convert("RGB"), image_size))
+            pixels = np.array(centre_crop(as_rgb(ImageOps.exif_transpose(image)), image_size))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what PIL raises on damaged files
         return None
     return torch.from_numpy(pixels).permute(2, 0, 1)
@@ -67,7 +75,10 @@ def _decode_next(reader: FolderReader, row: int) -> Tensor:
 
 
 class FolderReader:
-    """A folder of images: one subfolder for each class, in alphabetical order, or no subfolder and one class."""
+    """A folder of images: one subfolder for each class, in alphabetical order, or no subfolder and one class.
+
+    Raises DataError for a folder without images, or of splits.
+    """
 
     group_sizes = None
     dtype = torch.uint8
@@ -77,12 +88,10 @@ class FolderReader:
         if not root.is_dir():
             raise DataError(f"no such folder: {path}")
         self.root, self.row_shape = root, (3, image_size, image_size)
-        files = _files_of(root)
-        if not files:
-            raise DataError(f"{path} holds no image ({', '.join(IMG_EXTENSIONS)}), nor do its subfolders; name another folder")
-        self.files = [file for file, _ in files]
-        self.labels = torch.tensor([label for _, label in files])
-        self.corrupt = CorruptImages(len(files))
+        found = find_images(root)
+        self.files, self.notes = found.files, found.notes
+        self.labels = torch.tensor(found.labels)
+        self.corrupt = CorruptImages(len(self.files))
 
     @property
     def fingerprint(self) -> str:
@@ -102,13 +111,3 @@ class FolderReader:
             return decode_rows(self, rows)
         except OSError as error:
             raise DataError(f"an image cannot be read: {error}") from error
-
-
-def _files_of(root: Path) -> list[tuple[str, int]]:
-    """(file, label) of all images below a folder."""
-    if not any(entry.is_dir() for entry in root.iterdir()):
-        return [(str(file), 0) for file in sorted(root.iterdir()) if file.suffix.lower() in IMG_EXTENSIONS]
-    names, _ = find_classes(str(root))
-    found = make_dataset(root, {name: i for i, name in enumerate(names)}, extensions=IMG_EXTENSIONS, allow_empty=True)
-    used = sorted({label for _, label in found})  # a subfolder without images is not a class
-    return [(file, used.index(label)) for file, label in found]

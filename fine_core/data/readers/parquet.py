@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,21 @@ from pyarrow import fs, parquet
 from torch import Tensor
 
 from fine_core.data.readers.base import CorruptImages, fingerprint_of
+from fine_core.data.readers.columns import LATENT, Columns, check_has_bytes, labels_in, number_labels
 from fine_core.data.readers.folder import decode_rows
 from fine_core.data.source import LANES, DataError, LatentInfo
 
 METADATA_KEY = b"fine-sweeps"
 HELD_GROUPS = 2 * LANES  # row groups in memory: enough for two readers with different orders
 MAX_GROUP_BYTES = 2**29
+_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)[-_.0-9]")
 
 
 class ParquetReader:
-    """One file, or all `*.parquet` of a folder in alphabetical order; columns `image` (encoded bytes) or `latent`, and `label`.
+    """One file, all that a pattern names, or all `*.parquet` of a folder, in alphabetical order.
 
-    Sets written by Hugging Face's `datasets`, whose images are structs with `bytes`, are read too. Raises DataError with the
-    file's name if a file cannot be used.
+    Columns: images (encoded bytes, or a struct with `bytes` as Hugging Face's `datasets` writes it) or `latent`, and labels
+    (see `columns.py` for their names and kinds). Raises DataError with the file's name if a file cannot be used.
     """
 
     def __init__(self, path: str, image_size: int | None) -> None:
@@ -38,20 +42,22 @@ class ParquetReader:
         sizes, labels, schemas = [], [], []
         for index, file in enumerate(self.files):
             with self._opened(file) as opened:
-                self.check_columns(opened.schema_arrow, file)
+                columns = Columns.of(opened.schema_arrow, file)
                 schemas.append(opened.schema_arrow)
                 for group in range(opened.metadata.num_row_groups):
                     _check_group_bytes(opened.metadata.row_group(group), file)
                     self.groups.append((index, group))
                     sizes.append(opened.metadata.row_group(group).num_rows)
-                labels.append(self._labels(opened.read(columns=["label"])["label"], file))
-        self.labels = torch.from_numpy(np.concatenate(labels))
-        if len(self.labels) == 0:
+                check_has_bytes(opened, columns, file)
+                labels.append(labels_in(opened, columns, file))
+        if not sum(map(len, labels)):
             raise DataError(f"{path} has no rows; name another set")
+        numbers, self.notes = number_labels(labels, columns, path)
+        self.labels = torch.from_numpy(numbers)
         self.group_sizes = torch.tensor(sizes)
         self.starts = torch.cat([torch.zeros(1, dtype=torch.long), self.group_sizes.cumsum(0)])
-        self.column = "latent" if "latent" in schemas[0].names else "image"
-        self.header = _common_header(schemas, self.files) if self.column == "latent" else {}
+        self.column = columns.values
+        self.header = _common_header(schemas, self.files) if self.column == LATENT else {}
         self.row_shape = tuple(self.header["shape"]) if self.header else (3, image_size, image_size)
         self.dtype = torch.float16 if self.header else torch.uint8
         self.corrupt = CorruptImages(len(self.labels))
@@ -62,23 +68,6 @@ class ParquetReader:
             return parquet.ParquetFile(file, filesystem=self.filesystem)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(file, error) from error
-
-    @staticmethod
-    def check_columns(schema: pa.Schema, file: str) -> None:
-        kinds = {"image", "latent"} & set(schema.names)
-        if len(kinds) != 1 or "label" not in schema.names:
-            raise DataError(f"{file} has the columns {', '.join(schema.names)}; it needs `label`, and `image` or `latent`")
-        if "image" in kinds and not _holds_bytes(schema.field("image").type):
-            raise DataError(f"{file}: its images are {schema.field('image').type}; they must be encoded images as bytes")
-
-    @staticmethod
-    def _labels(column: pa.ChunkedArray, file: str) -> np.ndarray:
-        if not pa.types.is_integer(column.type) or column.null_count:
-            raise DataError(f"{file}: labels must be whole numbers without gaps, they are {column.type}")
-        labels = column.to_numpy().astype(np.int64)
-        if len(labels) and labels.min() < 0:
-            raise DataError(f"{file}: label {labels.min()} is negative")
-        return labels
 
     @property
     def fingerprint(self) -> str:
@@ -133,7 +122,7 @@ class ParquetReader:
         return dict(sorted(places.items(), key=lambda item: item[0] not in self._held))
 
     def read(self, rows: Tensor) -> Tensor:
-        if self.column == "image":
+        if self.column != LATENT:
             return decode_rows(self, rows)
         wanted = rows.tolist()
         found = torch.empty((len(wanted), *self.row_shape), dtype=self.dtype)
@@ -153,21 +142,33 @@ def _open_location(path: str) -> tuple[fs.FileSystem, str]:
 
 
 def _parquet_files(filesystem: fs.FileSystem, root: str, path: str) -> list[str]:
-    info = filesystem.get_file_info(root)
+    folder, _, pattern = root.rpartition("/")
+    if not any(sign in pattern for sign in "*?["):
+        folder, pattern = root, "*.parquet"
+    info = filesystem.get_file_info(folder)
     if info.type == fs.FileType.File:
-        return [root]
+        return [folder]
     if info.type != fs.FileType.Directory:
         raise DataError(f"no such file or folder: {path}")
-    found = sorted(i.path for i in filesystem.get_file_info(fs.FileSelector(root)) if i.path.endswith(".parquet"))
+    entries = sorted(filesystem.get_file_info(fs.FileSelector(folder)), key=lambda entry: entry.path)
+    found = [e.path for e in entries if e.type == fs.FileType.File and fnmatchcase(e.base_name, pattern)]
     if not found:
-        raise DataError(f"{path} holds no *.parquet file; name another folder")
+        below = [entry.base_name for entry in entries if entry.type == fs.FileType.Directory][:3]
+        hint = f"; its subfolders are {', '.join(below)}: name one" if below else "; name another folder"
+        raise DataError(f"{path} holds no {pattern} file{hint}")
+    if folder == root:
+        _check_one_split(found, path)
     return found
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+def _check_one_split(files: list[str], path: str) -> None:
+    """Raises DataError for the shards of several splits, which Hugging Face's `datasets` tells apart by their names."""
+    splits = [_SPLIT.match(os.path.basename(file)) for file in files]
+    names = sorted({found[1] for found in splits if found})
+    if len(names) > 1:
+        raise DataError(
+            f"{path} holds the splits {', '.join(names)}; name one, such as parquet:{path.rstrip('/')}/{names[0]}-*"
+        )
 
 
 def _check_group_bytes(group: Any, file: str) -> None:
@@ -208,7 +209,10 @@ def latents_of_file(filesystem: fs.FileSystem, path: str) -> tuple[list[int], La
         schema = parquet.read_schema(path, filesystem=filesystem)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from error
-    ParquetReader.check_columns(schema, path)
+    if LATENT not in schema.names:
+        raise DataError(
+            f"{path} has the columns {', '.join(schema.names)}; it needs `latent`, made by sweeps/encode_latents.py"
+        )
     header = _header(schema, path)
     return header["shape"], LatentInfo(**header["latents"])
 

@@ -1,0 +1,156 @@
+"""Folders and tables of images as people have them: what is taken, what is left out, and what is said of it."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from pyarrow import parquet
+
+from fine_core.data.by_path import notes_of, resolve
+from fine_core.data.readers.folder import decode
+from fine_core.data.registry import dataset_info, load_dataset
+from fine_core.data.source import DataError
+from sweeps.size_grid import main
+from tests.pictures import encoded, extractor_file, image_folder, picture
+
+
+def png(image: Image.Image, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", **options)
+    return buffer.getvalue()
+
+
+def opened(text: str):
+    name = resolve(text, image_size=8, flips=False)
+    return load_dataset(name, "train"), notes_of(name), dataset_info(name)
+
+
+def test_hidden_and_system_folders_are_no_classes(tmp_path):
+    image_folder(tmp_path, classes=2, per_class=3)
+    expected, *_ = opened(f"imagefolder:{tmp_path}")
+    for hidden in (".ipynb_checkpoints", "@eaDir", "class-0/.thumbnails", "class-1/@eaDir", "__MACOSX"):
+        (tmp_path / hidden).mkdir()
+        picture(1).save(tmp_path / hidden / "copy.png")
+    picture(1).save(tmp_path / "class-0" / "._x.png")
+    found, notes, info = opened(f"imagefolder:{tmp_path}")
+    assert len(found) == len(expected) == 6 and info.num_classes == 2 and notes == ()
+
+
+def test_what_is_left_out_is_named(tmp_path, tmp_path_factory):
+    store = tmp_path_factory.mktemp("store") / "store"
+    image_folder(tmp_path, classes=2, per_class=3)
+    picture(1).save(tmp_path / "loose.png")
+    (tmp_path / "README.md").write_text("of no interest")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "class-0" / "raw.cr2").write_bytes(b"x")
+    found, notes, info = opened(f"imagefolder:{tmp_path}")
+    assert len(found) == 6 and info.num_classes == 2
+    assert notes == (
+        "no class, as they hold no image: empty",
+        "left out, as they lie beside the class folders: loose.png",
+        "left out, as Pillow reads no such files: raw.cr2",
+    )
+    given = ["--dataset", f"imagefolder:{tmp_path}", "--image-size", "8", "--extractor", str(extractor_file(store.parent))]
+    said = CliRunner().invoke(main, [*given, "--transfer", "none", "--dry-run", "--storage-path", str(store)]).output
+    assert "left out, as they lie beside the class folders: loose.png" in said, said
+
+
+@pytest.mark.parametrize("names", [("train", "val", "test"), ("train",), ("Training", "validation")])
+def test_folders_of_splits_ask_for_one(names, tmp_path):
+    for name in names:
+        image_folder(tmp_path / name, classes=2, per_class=2)
+    with pytest.raises(DataError, match=f"holds the splits .*; name one, such as imagefolder:{tmp_path}/"):
+        opened(f"imagefolder:{tmp_path}")
+    assert opened(f"imagefolder:{tmp_path / names[0]}")[2].num_classes == 2
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".jfif", ".webp", ".tiff", ".avif"])
+def test_what_pillow_reads_is_read(suffix, tmp_path):
+    if suffix not in Image.registered_extensions():
+        pytest.skip(f"this Pillow has no {suffix}")
+    picture(1).save(tmp_path / f"x{suffix}")
+    assert opened(f"imagefolder:{tmp_path}")[0].take(torch.tensor([0])).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_parts_become_white(mode):
+    image = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    image.paste((0, 0, 0, 255), (0, 0, 8, 4))
+    pixels = decode(png(image.convert(mode)), 8)
+    assert pixels[:, 0].eq(0).all() and pixels[:, 7].eq(255).all()
+
+
+def test_a_rotated_photograph_is_upright():
+    image = Image.fromarray(np.repeat(np.linspace(0, 255, 8).astype(np.uint8)[:, None], 8, axis=1)).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    content = png(image, exif=exif)
+    assert decode(content, 8)[0, 0, 0] > 200 and decode(png(image), 8)[0, 0, 0] < 50
+
+
+def table(path: Path, labels, *, image: str = "image", label: str = "label") -> Path:
+    rows = {image: [encoded(number) for number in range(len(labels))]}
+    parquet.write_table(pa.table(rows | ({} if label is None else {label: labels})), path)
+    return path
+
+
+def labels_of(path: Path):
+    found, notes, info = opened(f"parquet:{path}")
+    return found.labels.tolist(), notes, info.num_classes
+
+
+@pytest.mark.parametrize(
+    ("labels", "numbers", "note"),
+    [
+        (["b", "a", "b"], [1, 0, 1], "classes in alphabetical order: 0 = a, 1 = b"),
+        (pa.array(["b", "a", "b"]).dictionary_encode(), [1, 0, 1], "classes in alphabetical order: 0 = a, 1 = b"),
+        ([True, False, True], [1, 0, 1], None),
+        ([2.0, 0.0, 1.0], [2, 0, 1], None),
+        ([3, 1, 3], [3, 1, 3], None),
+        ([100_001, 1, 7], [2, 0, 1], "3 classes numbered anew, as their labels go up to 100001: 0 = 1, 1 = 7, 2 = 100001"),
+    ],
+)
+def test_labels_of_every_kind_become_classes(labels, numbers, note, tmp_path):
+    found, notes, num_classes = labels_of(table(tmp_path / "x.parquet", labels))
+    assert found == numbers and notes == (() if note is None else (note,)) and num_classes == max(numbers) + 1
+
+
+def test_columns_by_their_usual_names(tmp_path):
+    found, notes, _ = labels_of(table(tmp_path / "x.parquet", [1, 0], image="img", label="fine_label"))
+    assert found == [1, 0] and notes == ("labels are those of its column fine_label",)
+    found, notes, classes = labels_of(table(tmp_path / "y.parquet", [1, 0], label=None))
+    assert found == [0, 0] and classes == 1 and notes == ("it has no column of labels, so it is one class",)
+
+
+def test_names_are_numbered_over_all_files(tmp_path):
+    table(tmp_path / "0.parquet", ["c", "a"])
+    table(tmp_path / "1.parquet", ["b", "b"])
+    assert labels_of(tmp_path)[0] == [2, 0, 1, 1]
+    other = tmp_path / "other"
+    other.mkdir()
+    table(other / "0.parquet", ["c", "a"])
+    table(other / "1.parquet", [1, 2])
+    with pytest.raises(DataError, match="labels are .* in different files; write them alike"):
+        labels_of(other)
+
+
+def test_shards_of_several_splits_ask_for_one(tmp_path):
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001", "test-00000-of-00001"):
+        table(tmp_path / f"{name}.parquet", [0, 1])
+    with pytest.raises(DataError, match=r"holds the splits test, train, validation; name one, such as parquet:.*/test-\*"):
+        labels_of(tmp_path)
+    assert len(labels_of(f"{tmp_path}/train-*.parquet")[0]) == 4 and len(labels_of(f"{tmp_path}/test-*")[0]) == 2
+    with pytest.raises(DataError, match=r"holds no dev-\* file"):
+        labels_of(f"{tmp_path}/dev-*")
+
+
+def test_a_folder_of_folders_says_which(tmp_path):
+    (tmp_path / "label=0").mkdir()
+    table(tmp_path / "label=0" / "x.parquet", [0])
+    with pytest.raises(DataError, match="its subfolders are label=0: name one"):
+        labels_of(tmp_path)
