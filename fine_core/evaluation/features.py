@@ -54,11 +54,23 @@ def _read(output: Tensor | dict[str, Tensor], num_images: int) -> Features:
     if not isinstance(output, dict) or "features" not in output:
         found = f"a dict of {list(output)}" if isinstance(output, dict) else type(output).__name__
         raise ValueError(f"the extractor returned {found}; it must return {OUTPUTS}")
+    pooled = _checked("features", output["features"], num_images, flat=True)
+    _check_no_probabilities(pooled)
     return Features(
-        pooled=_checked("features", output["features"], num_images, flat=True),
+        pooled=pooled,
         spatial=_checked("spatial", output["spatial"], num_images).flatten(1) if "spatial" in output else None,
         logits=_checked("logits", output["logits"], num_images, flat=True) if "logits" in output else None,
     )
+
+
+def _check_no_probabilities(features: Tensor) -> None:
+    """Raises ValueError for a classifier's output: distances of probabilities are no FID."""
+    sums = features.sum(dim=1)
+    if features.shape[1] > 1 and (features >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        raise ValueError(
+            "the extractor returns class probabilities (rows that sum to 1); "
+            'return the activations before its last layer as "features", and the logits as "logits"'
+        )
 
 
 def _checked(name: str, values: Tensor, num_images: int, *, flat: bool = False) -> Tensor:

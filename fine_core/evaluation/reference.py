@@ -23,6 +23,7 @@ from fine_core.files import whole_file
 
 MAX_KEPT_FEATURES = 10_000  # rows; as many as ADM's published references have for precision and recall
 IMAGES_AT_ONCE = 64  # per pass of an extractor, which may be as large as Inception
+SYMMETRY_TOLERANCE = 1e-4  # of the largest entry: some files are in float32
 ADM_ARRAYS = ("mu", "sigma", "mu_s", "sigma_s", "arr_0")
 
 
@@ -195,6 +196,11 @@ def _moments(arrays: Mapping[str, np.ndarray], mean: str, covariance: str, path:
         raise CheckpointError(f"{path} has {found}; moments are floats of shape (F,) and (F, F)")
     if not np.isfinite(first).all() or not np.isfinite(second).all():
         raise CheckpointError(f"{path} has numbers in {mean} or {covariance} that are not finite")
+    scale = max(float(np.abs(second).max()), 1e-12)
+    if np.abs(second - second.T).max() > SYMMETRY_TOLERANCE * scale:
+        raise CheckpointError(f"{path} has a {covariance} that is not symmetric; it must be the covariance of features")
+    if second.diagonal().min() < 0:
+        raise CheckpointError(f"{path} has negative variances in {covariance}; it must be the covariance of features")
     return Moments(
         mean=torch.from_numpy(first.astype(np.float64)),
         covariance=torch.from_numpy(second.astype(np.float64)),
@@ -209,6 +215,9 @@ def _images(arrays: Mapping[str, np.ndarray], path: str | os.PathLike) -> Tensor
     images = arrays["arr_0"]
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) < 2:
         raise CheckpointError(f"{path} has arr_0 {images.dtype} {images.shape}; images are uint8 (N, H, H, C), at least 2")
+    if images.shape[3] not in (1, 3):
+        hint = "; they are (N, C, H, H)" if images.shape[1] in (1, 3) else ""
+        raise CheckpointError(f"{path} has arr_0 {images.shape}{hint}; images are (N, H, H, C), with 1 or 3 channels last")
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 

@@ -104,6 +104,7 @@ def _prepare(
     name: str, options: dict[str, Any], request: Callable[[dict[str, Any]], Request], console: Console, stack: ExitStack
 ) -> Sweep | None:
     """The sweep, checked, shown and claimed until `stack` is closed; None if none was asked for. Raises ValueError."""
+    _say_other_code(console)
     _check_finite(options)
     check_permanent(options)
     asked = request(options)
@@ -178,6 +179,14 @@ def _say_waiting(console: Console, owner: Owner) -> None:
 def command_line() -> str:
     """How this process was called, to be called again; without passwords."""
     return shlex.join(["python", *map(without_password, sys.argv)])
+
+
+def _say_other_code(console: Console) -> None:
+    """Warn where a checkout's command runs the code of another: that which was installed last."""
+    script, code = Path(sys.argv[0]).resolve(), Path(__file__).parents[1]
+    if script.parent.name == code.name and script.parent != code:
+        text = f"{script} runs the code of {code.parent}, which this environment has installed; install its own: pip install -e"
+        console.print(f"{text} {script.parents[1]}", style="yellow", highlight=False, soft_wrap=True)
 
 
 def say_notes(console: Console, datasets: Iterable[str]) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -32,8 +35,20 @@ class NoCapacity(ClusterError):
 
 
 def num_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """CPUs that this process may use: those that it is bound to, within the quota of its container."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(bound, _cpu_quota())))
+
+
+def _cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """CPUs that the control group allows, of either version; infinite without a limit."""
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota, period = (root / "cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        quota = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        return math.inf if quota < 0 else quota / int((root / "cpu/cpu.cfs_period_us").read_text())
+    return math.inf
 
 
 def is_joined() -> bool:
@@ -94,14 +109,14 @@ def wait_for_capacity(bundle: Mapping[str, float], number: int, say: Callable[[s
     Where they have none, an autoscaler is asked to start some. Raises NoCapacity if none is starting: such jobs would wait
     for ever.
     """
-    if _room(bundle) >= number:
+    if room(bundle) >= number:
         return
     text = f"{number} x {_text(bundle)}"
     say(f"waiting for nodes with room for {text}")
     group = placement_group([dict(bundle)] * number)
     try:
         last_growth_s, num_nodes = time.monotonic(), len(ray.nodes())
-        while _room(bundle) < number:
+        while room(bundle) < number:
             if _nodes_starting() or len(ray.nodes()) != num_nodes:
                 last_growth_s, num_nodes = time.monotonic(), len(ray.nodes())
             if time.monotonic() - last_growth_s > GROWTH_TIMEOUT_S:
@@ -119,8 +134,8 @@ def _live_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _room(bundle: Mapping[str, float]) -> int:
-    """Bundles that fit on all live nodes together, were they idle."""
+def room(bundle: Mapping[str, float]) -> int:
+    """Bundles that fit on all live nodes together, were they idle. A bundle lies on one node."""
     return sum(min(int(node.get(name, 0) / amount) for name, amount in bundle.items()) for node in _live_nodes())
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ray
 import torch
 
-from sweeps.execution.cluster import num_cpus
+from sweeps.execution.cluster import num_cpus, room
 from trainables.jobs.kind import Workers
 from trainables.jobs.registry import kind_of
 from trainables.specs.base import JobSpec, check
@@ -79,18 +78,16 @@ class RunnerSpec:
 
     def demand_of(self, job: JobSpec) -> tuple[dict[str, float], int]:
         """Resources of one worker of a job, and the least number of workers that it can run with."""
-        if not self.uses_worker_group(job, self.workers_per_trial):
+        asked = (self.source_workers or 1) if kind_of(job).workers is Workers.ALL else self.workers_per_trial
+        if not self.uses_worker_group(job, asked):
             return {"CPU": 1}, 1
         gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
-        return {"CPU": 1, **gpus}, 1 if kind_of(job).workers is Workers.ONE else self.workers_per_trial
+        return {"CPU": 1, **gpus}, 1 if kind_of(job).workers is Workers.ONE else asked
 
 
 def cluster_slots(runner: RunnerSpec) -> int:
     """Workers that fit on the cluster as it is now."""
-    resources = ray.cluster_resources()
-    if runner.gpus_per_worker > 0:
-        return int(resources.get("GPU", 0) / runner.gpus_per_worker)
-    return int(resources.get("CPU", 1))
+    return room({"CPU": 1, **({"GPU": runner.gpus_per_worker} if runner.gpus_per_worker else {})})
 
 
 def trials_that_fit(runner: RunnerSpec) -> int:

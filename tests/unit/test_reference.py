@@ -211,3 +211,28 @@ def test_samples_that_are_no_images_are_not_written(tmp_path):
         with pytest.raises(ValueError, match="they must be uint8"):
             save_samples_npz(tmp_path / "samples.npz", wrong)
     assert not list(tmp_path.iterdir())
+
+
+def test_class_probabilities_are_no_features():
+    class Classifier(nn.Module):
+        def forward(self, images):
+            return images.float().flatten(1)[:, :5].softmax(dim=1)
+
+    with pytest.raises(ValueError, match="returns class probabilities .* return the activations before its last layer"):
+        extract_features(Classifier(), torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0.1, 1.0]])}, "sigma that is not symmetric"),
+        ({"mu": np.zeros(2), "sigma": np.diag([1.0, -1.0])}, "negative variances in sigma"),
+        ({"arr_0": np.zeros((4, 3, 8, 8), np.uint8)}, r"they are \(N, C, H, H\); images are \(N, H, H, C\)"),
+        ({"arr_0": np.zeros((4, 8, 8, 4), np.uint8)}, "with 1 or 3 channels last"),
+        ({"arr_0": np.zeros((4, 8, 8, 3), np.float32)}, "images are uint8"),
+    ],
+)
+def test_a_reference_made_by_hand_is_checked(arrays, message, tmp_path):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(CheckpointError, match=message):
+        reference_from_adm(tmp_path / "x.npz", nn.Identity())
