@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sweeps.execution.claims import ClaimedTasks
@@ -55,7 +56,7 @@ def test_another_live_process_is_named_and_a_dead_one_counts_as_nothing(store, o
     assert holder.pid == other.pid and str(holder).startswith(f"the other on {holder.host}, process {other.pid}, since 20")
     assert ours.claim("y") is None and ours.claim("y") is None
     other.send_signal(signal.SIGKILL)
-    other.wait()
+    wait_for(lambda: psutil.Process(other.pid).status() == psutil.STATUS_ZOMBIE, "its end")  # nobody has asked for it
     assert ours.claim("x") is None, "the process is gone, and nobody waits for its lease to run out"
     names = {file.name for file in Path(store.root, LEASE_FOLDER).iterdir()}
     assert names == {f"owner.{ours.owner.id}", f"claim.x.{ours.owner.id}", f"claim.y.{ours.owner.id}"}

@@ -61,7 +61,9 @@ class Owner:
     def is_running(self) -> bool:
         """Whether the process, of this machine, is there."""
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.process_started_s) < 1
+            process = psutil.Process(self.pid)
+            is_same = abs(process.create_time() - self.process_started_s) < 1
+            return is_same and process.status() != psutil.STATUS_ZOMBIE  # dead, and its parent has not asked how it ended
         except psutil.NoSuchProcess:
             return False
 
