@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def open_tracking(uri: str, experiment: str, data_folder: Path) -> Tracking:
 
 def _refused(shown: str, error: Exception) -> str:
     reason = str(error).splitlines()[0]
-    if getattr(error, "error_code", None) in ("UNAUTHENTICATED", "PERMISSION_DENIED") or "401" in reason or "403" in reason:
+    if getattr(error, "error_code", None) in ("UNAUTHENTICATED", "PERMISSION_DENIED") or re.search(r"\b40[13]\b", reason):
         return (
             f"tracking server {shown!r} refuses the login ({reason}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
