@@ -256,6 +256,7 @@ def one_file(tmp_path, **columns):
         (lambda p: one_file(p, image=[b"x"] * 2, label=["cat", None]), "1 of 2 rows have no label; remove them"),
         (lambda p: one_file(p, image=[b"x"] * 2, label=[0, None]), "1 of 2 rows have no label; remove them"),
         (lambda p: one_file(p, image=[b"x"], label=[0.5]), "its column label holds fractions"),
+        (lambda p: one_file(p, image=[b"x"] * 2, label=[0.0, float("nan")]), "1 of 2 rows have no label"),
         (lambda p: one_file(p, image=[b"x"], label=[[1]]), "labels are whole numbers or names"),
         (
             lambda p: one_file(p, image=[{"bytes": None, "path": "a.png"}], label=[0]),

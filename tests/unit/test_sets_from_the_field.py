@@ -85,6 +85,11 @@ def test_transparent_parts_become_white(mode):
     assert pixels[:, 0].eq(0).all() and pixels[:, 7].eq(255).all()
 
 
+def test_sixteen_bits_become_eight():
+    pixels = decode(png(Image.fromarray(np.full((8, 8), 0x4000, dtype=np.uint16))), 8)
+    assert pixels.eq(0x40).all()
+
+
 def test_a_rotated_photograph_is_upright():
     image = Image.fromarray(np.repeat(np.linspace(0, 255, 8).astype(np.uint8)[:, None], 8, axis=1)).convert("RGB")
     exif = Image.Exif()

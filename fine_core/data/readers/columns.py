@@ -67,8 +67,9 @@ def labels_in(opened: parquet.ParquetFile, columns: Columns, file: str) -> pa.Ar
     column = opened.read(columns=[columns.label])[columns.label].combine_chunks()
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if column.null_count:
-        raise DataError(f"{file}: {column.null_count} of {len(column)} rows have no {columns.label}; remove them or label them")
+    missing = column.is_null(nan_is_null=True).true_count  # pandas writes a missing number as NaN
+    if missing:
+        raise DataError(f"{file}: {missing} of {len(column)} rows have no {columns.label}; remove them or label them")
     kind = column.type
     if pa.types.is_floating(kind):
         values = column.to_numpy(zero_copy_only=False)

@@ -31,7 +31,9 @@ def centre_crop(image: Image.Image, image_size: int) -> Image.Image:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """An image in RGB; transparent parts become white."""
+    """An image in RGB; transparent parts become white, and 16 bits become 8."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # Pillow would clip
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
