@@ -250,3 +250,22 @@ def test_an_error_is_one_line():
     assert one_line(ValueError()) == "ValueError"
     wrapped = "Max retries exceeded with url: /api (Caused by NewConnectionError('[Errno 111] Connection refused'))"
     assert one_line(ValueError(wrapped)) == "[Errno 111] Connection refused"
+
+
+def test_a_flipped_byte_costs_its_line_and_is_said(path, caplog):
+    writes = [Write(action="log", trial_id="t", time_ms=1, values={"metrics": [["loss", float(n), n]]}) for n in range(3)]
+    spool = Spool(path)
+    for write in writes:
+        spool.append(write)
+    spool.file.close()
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"1.0, 1", b"9.0, 1"))
+    again = Spool(path)
+    assert [write.values["metrics"][0][2] for write in again.writes()] == [0, 2]
+    assert "damaged lines" in caplog.text and caplog.text.count("\n") == 1
+
+
+def test_lines_of_before_the_checksums_are_read(path):
+    path.parent.mkdir(parents=True)
+    path.write_text('{"number": 1, "action": "tag", "trial_id": "t", "time_ms": 1, "values": {"key": "a", "value": "b"}}\n')
+    assert Spool(path).writes() == [Write(action="tag", trial_id="t", time_ms=1, values={"key": "a", "value": "b"})]
