@@ -18,7 +18,7 @@ from trainables.training.context import LocalContext
 
 GOLDEN = Path(__file__).parents[1] / "records" / "golden.json"
 KEPT = ("fid", "forgetting/distance", "held_out_accuracy", "params_trainable", "bank_images")
-TOLERANCE = 2e-3  # processors round differently; another image or timestep shows in the first digits
+TOLERANCE = 1e-2  # processors round differently (2.3e-3 seen); another image or timestep shows in the first digits
 
 
 def jobs() -> dict:
