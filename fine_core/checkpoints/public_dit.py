@@ -18,9 +18,8 @@ from fine_core.checkpoints.native import CheckpointError, check_public, load_str
 from fine_core.checkpoints.state_dict import read_dit
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize, position_table
 
-# By the type that the table is stored in; the public code computes it in double precision.
-POSITION_TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
-FULL_TOLERANCE = 1e-5
+POSITION_TOLERANCE = 8e-3  # of bfloat16, in which it may have been stored once; the public code computes in double precision
+EXACT = 1e-5
 
 
 def infer_config(tensors: dict[str, Tensor], *, num_heads: int | None = None) -> DiTConfig:
@@ -66,10 +65,9 @@ def _published_heads(depth: int, width: int) -> int:
 
 def _with_position_scale(config: DiTConfig, table: Tensor) -> DiTConfig:
     """The config whose position table is the checkpoint's."""
-    tolerance = POSITION_TOLERANCE.get(table.dtype, FULL_TOLERANCE)
     for scale in range(1, config.input_size // config.patch_size + 1):
         scaled = replace(config, position_scale=scale)
-        if torch.allclose(position_table(scaled), table.float(), atol=tolerance, rtol=0):
+        if torch.allclose(position_table(scaled), table.float(), atol=POSITION_TOLERANCE, rtol=0):
             return scaled
     raise CheckpointError("its position table is not DiT's 2-D sin-cos table")
 
@@ -82,10 +80,12 @@ def load_public(path: str | os.PathLike, *, num_heads: int | None = None) -> tup
         model = DiT(config)
     tensors = {name: tensor.float() for name, tensor in found.tensors.items()}
     notes = [*found.notes, f"a label table of {config.num_classes + 1} rows, of which the last is the null label"]
-    if (dtype := found.tensors["pos_embed"].dtype) != torch.float32:
-        tensors["pos_embed"] = position_table(config)  # exact again
+    exact = position_table(config)
+    if not torch.allclose(exact, tensors["pos_embed"], atol=EXACT, rtol=0):
+        tensors["pos_embed"] = exact
+        notes.append("rounded positions replaced by exact ones")
     kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in found.tensors.values()} - {"float32"})
-    notes += [f"{', '.join(kinds)} converted to float32"] if kinds or dtype != torch.float32 else []
+    notes += [f"{', '.join(kinds)} converted to float32"] if kinds else []
     load_strictly(model, tensors, path)
     return model, tuple(notes)
 

@@ -79,6 +79,14 @@ def test_half_precision_becomes_float32_with_exact_positions(dtype, suffix, mode
     assert same(found, {name: tensor.float() for name, tensor in half.items()} | {"pos_embed": model.pos_embed})
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_that_was_saved_again_as_float32_is_read(dtype, model, tensors, tmp_path):
+    rounded = {name: tensor.to(dtype).float() for name, tensor in tensors.items()}
+    torch.save(rounded, tmp_path / "x.pt")
+    found, kind = open_any(tmp_path / "x.pt", num_heads=4)
+    assert same(found, rounded | {"pos_embed": model.pos_embed}) and "rounded positions replaced" in kind
+
+
 REFUSED = {
     "lora": (lambda t: t | {"blocks.0.attn.qkv.lora_A.weight": torch.zeros(2, 2)}, "merge it into its model first"),
     "peft": (
