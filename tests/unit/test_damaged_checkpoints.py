@@ -8,6 +8,14 @@ from trainables.training.checkpoint import report_checkpoint, restore_checkpoint
 from trainables.training.context import LocalContext
 
 
+def test_a_checkpoint_of_before_the_hashes_is_gone_on_from(tmp_path):
+    run = LocalContext(tmp_path / "checkpoint")
+    report_checkpoint(run, {"step": 3}, {"weights": torch.arange(100.0)})
+    size_bytes = (run.folder / STATE_FILE).stat().st_size
+    (run.folder / PROGRESS_FILE).write_text(f'{{"step": 3, "state_bytes": {size_bytes}}}')
+    assert torch.equal(restore_checkpoint(run)["weights"], torch.arange(100.0))
+
+
 @pytest.mark.parametrize("name", [STATE_FILE, PROGRESS_FILE])
 def test_a_flipped_byte_starts_the_training_again(name, tmp_path, caplog):
     run = LocalContext(tmp_path / "checkpoint")

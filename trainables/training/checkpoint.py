@@ -38,10 +38,10 @@ def restore_checkpoint(run: RunContext) -> dict[str, Any] | None:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        expected = json.loads((folder / PROGRESS_FILE).read_bytes())["state_sha256"]
-        if sha256_of(folder / STATE_FILE) == expected:
-            return True
-    except (OSError, ValueError, KeyError, TypeError):
+        progress = json.loads((folder / PROGRESS_FILE).read_bytes())
+        if "state_sha256" not in progress or sha256_of(folder / STATE_FILE) == progress["state_sha256"]:
+            return True  # checkpoints of before 2026-12 have no hash
+    except (OSError, ValueError, TypeError):
         pass
     warn_once(f"the checkpoint in {folder} is damaged; the training starts again")
     return False
