@@ -65,7 +65,8 @@ class DiTConfig:
     `input_size` is the height and width of the (latent) image. `timestep_freq_shift` is 0 in the public checkpoints;
     diffusers' `DiTTransformer2DModel` uses 1: it divides the frequencies' exponent by one less. `position_scale`
     divides the coordinates of the sin-cos positions: 2 for a model that was trained at half the resolution.
-    `parameterization` names what the network predicts (see `fine_core.parameterizations`).
+    `parameterization` names what the network predicts (see `fine_core.parameterizations`). `has_null_label` is False for a
+    model that was trained without dropped labels: the last row of its table means nothing, and it cannot be guided.
 
     Raises ValueError if a number is not positive, the patches do not fit, or the parameterization is unknown.
     """
@@ -80,6 +81,7 @@ class DiTConfig:
     position_scale: int = 1
     # Ids and files leave out a field that has the value that it was introduced with: those of before stay as they are.
     parameterization: str = field(default="ddpm", metadata={"introduced": "ddpm"})
+    has_null_label: bool = field(default=True, metadata={"introduced": True})
 
     def __post_init__(self) -> None:
         for name in ("input_size", "patch_size", "in_channels", "num_classes", "position_scale"):

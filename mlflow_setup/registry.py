@@ -11,6 +11,18 @@ from mlflow_setup.tracking import Tracking
 
 ARTIFACT_FOLDER = "model"
 TAG_LIMIT = 4000
+NAME_LIMIT = 256
+REFUSED = "/:%'\""  # separators of MLflow's own addresses, and what its searches cannot hold
+
+
+def check_model_name(name: str) -> None:
+    """Raises ValueError for a name that MLflow's registry does not take."""
+    found = [sign for sign in REFUSED if sign in name]
+    if found or not name.strip() or len(name) > NAME_LIMIT:
+        what = (
+            f"has {' '.join(found)}" if found else "is empty" if not name.strip() else f"is longer than {NAME_LIMIT} characters"
+        )
+        raise ValueError(f"the model name {name!r} {what}; MLflow's registry takes letters, digits, dots, dashes and spaces")
 
 
 def register_model(tracking: Tracking, name: str, folder: Path, card: dict[str, Any], *, scores: Mapping[str, float]) -> str:

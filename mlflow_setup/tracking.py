@@ -120,3 +120,12 @@ def table_names(uri: str) -> list[str]:
         return sqlalchemy.inspect(engine).get_table_names()
     finally:
         engine.dispose()
+
+
+def equal_to(text: str) -> str:
+    """The end of a search condition that a text fulfils. MLflow escapes no quotes: a text with both kinds is only alike."""
+    if "'" not in text:
+        return f"= '{text}'"
+    if '"' not in text:
+        return f'= "{text}"'
+    return f"LIKE '{text.replace(chr(39), '_')}'"  # any character in the place of the quote

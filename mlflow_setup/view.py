@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 
 from mlflow_setup.runs import PARENT_TAG
-from mlflow_setup.tracking import Tracking
+from mlflow_setup.tracking import Tracking, equal_to
 
 
 def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: str, short_name: str) -> str:
@@ -15,7 +16,7 @@ def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: 
 
     The tag's format is that of the MLflow UI (read by version 3.17); the report's own figures do not depend on it.
     """
-    slug = f"front-{sweep_id}-{short_name}"
+    slug = f"front-{sweep_id}-{hashlib.sha256(dataset.encode()).hexdigest()[:10]}"
     section = "fine-sweeps-section"
     scatter = {"type": "SCATTER", "uuid": "fid-params", "metricSectionId": section, "isGenerated": False}
     scatter |= {"deleted": False, "runsCountToCompare": 500}
@@ -26,7 +27,7 @@ def save_chart_view(tracking: Tracking, sweep_id: str, parent_id: str, dataset: 
     loss |= {"runsCountToCompare": 500, "metricKey": "train/loss", "selectedMetricKeys": ["train/loss"]}
     loss |= {"xAxisKey": "step", "lineSmoothness": 0, "scaleType": "linear", "xAxisScaleType": "linear"}
     state = {
-        "searchFilter": f"tags.`{PARENT_TAG}` = '{parent_id}' and tags.`dataset` = '{dataset}'",
+        "searchFilter": f"tags.`{PARENT_TAG}` = '{parent_id}' and tags.`dataset` {equal_to(dataset)}",
         "orderByKey": "metrics.`fid`",  # any order except by date lists child runs flat; charts draw the listed runs
         "orderByAsc": True,
         "startTime": "ALL",

@@ -18,6 +18,7 @@ from fine_core.data.readers.registry import formats
 from fine_core.data.registry import load_dataset, rows_in_mixed_order
 from fine_core.data.source import DataError, LatentInfo
 from fine_core.text import without_password
+from sweeps.command_line.inputs import COLUMN_OPTIONS, wanted_from
 from sweeps.command_line.parsing import OneLineErrors
 from sweeps.command_line.permanent import check_permanent
 from sweeps.command_line.session import command_line, say_notes
@@ -40,6 +41,8 @@ from trainables.storage.store import Store
     show_default=True,
     help="Side in pixels to which images are cropped.",
 )
+@COLUMN_OPTIONS[0]
+@COLUMN_OPTIONS[1]
 @click.option("--flip/--no-flip", default=True, show_default=True, help="Encoding of the mirror images too.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images encoded in one pass.")
 @click.option("--shard-images", type=click.IntRange(min=1), default=1024, show_default=True, help="Images per file.")
@@ -68,7 +71,7 @@ def _encode_all(options: dict[str, Any], console: Console) -> None:
     info = LatentInfo(
         vae_sha256=vae_sha256(vae),
         scale=float(load_vae(vae / VAE_CONFIG, vae / VAE_WEIGHTS).config.scaling_factor),
-        data=resolve(options["data"], image_size=options["image_size"], flips=False),
+        data=resolve(options["data"], wanted=wanted_from(options, image_size=options["image_size"]), flips=False),
         image_size=options["image_size"],
     )
     say_notes(console, [info.data])
@@ -83,8 +86,8 @@ def _encode_all(options: dict[str, Any], console: Console) -> None:
     console.print(f"{len(data):,} images in {len(shards)} shards, {len(missing)} to encode")
     started = time.monotonic()
     unread, number = set[str](), 0
-    columns = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    shown = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    with Progress(*shown, console=console) as progress:
         bar = progress.add_task("", total=sum(map(len, missing.values())))
         for encoded, unreadable in encode_shards(options, vae, info, store, missing):
             number += encoded

@@ -17,10 +17,11 @@ from fine_core.data.registry import short_name
 from fine_core.evaluation.metrics import METRICS
 from fine_core.files import file_bytes
 from fine_core.text import without_password
-from mlflow_setup.registry import register_model
+from mlflow_setup.registry import check_model_name, register_model
 from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
 from sweeps.command_line.folders import DEFAULT_DATA_FOLDER, databases_folder
 from sweeps.command_line.parsing import OneLineErrors, byte_count
+from sweeps.command_line.permanent import check_permanent
 from sweeps.results.picking import candidates, card, on_dataset, pick, save_samples, served_model, vae_of
 from trainables.storage.files import MODEL_FILE
 from trainables.storage.store import Store
@@ -59,6 +60,8 @@ def _pick(options: dict[str, Any], console: Console) -> None:
     out: Path = options["out"]
     if out.exists():
         raise ValueError(f"{out} exists already; name another folder with --out")
+    check_model_name(options["name"])
+    check_permanent(options)
     limits = {"serve_bytes": options["max_serve_bytes"], "params": options["max_params"], "gmacs": options["max_gmacs"]}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     store = Store(options["storage_path"] or DEFAULT_DATA_FOLDER)

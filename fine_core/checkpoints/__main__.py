@@ -18,7 +18,7 @@ def _import(options: argparse.Namespace) -> None:
     out = options.out or Path(f"{options.path.stem}-imported.safetensors")
     if out.exists():
         raise CheckpointError(f"{out} exists already; name another file with --out")
-    model, kind = open_any(options.path, num_heads=options.num_heads)
+    model, kind = open_any(options.path, num_heads=options.num_heads, num_classes=options.num_classes)
     save_model(model, out)
     print(f"{options.path}: {kind}\n{describe(model.config)}\nwritten to {out} ({file_bytes(out):,} bytes)")
 
@@ -26,7 +26,7 @@ def _import(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     if options.out.exists():
         raise CheckpointError(f"{options.out} exists already; name another")
-    model, _ = open_any(options.path, num_heads=options.num_heads)
+    model, _ = open_any(options.path, num_heads=options.num_heads, num_classes=options.num_classes)
     if options.out.suffix in (".pt", ".safetensors"):
         if options.vae or options.plain:
             raise CheckpointError("--vae and --plain are for diffusers folders; leave them out, or name a folder")
@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     exporting.set_defaults(run=_export)
     for command in (importing, exporting):
         command.add_argument("--num-heads", type=int, help="of a public checkpoint of an unpublished size")
+        command.add_argument("--num-classes", type=int, help="of a public checkpoint; as many as rows: it has no null label")
     options = parser.parse_args(arguments)
     try:
         options.run(options)

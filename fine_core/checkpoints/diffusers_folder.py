@@ -9,6 +9,7 @@ folder restores the model bit for bit.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from fine_core.checkpoints.native import (
     load_tensors,
     save_tensors,
 )
+from fine_core.checkpoints.said import check_predicts_noise, said_in
 from fine_core.dit import DiT, DiTConfig, ModelSize, position_table
 from fine_core.sampling.schedulers import make_scheduler
 
@@ -127,13 +129,14 @@ def load_pipeline(folder: str | os.PathLike):
     return DiTPipeline.from_pretrained(folder)
 
 
-def load_diffusers(folder: str | os.PathLike) -> DiT:
-    """A model from a folder of `DiTTransformer2DModel` or of a pipeline that has one. Raises CheckpointError.
+def load_diffusers(folder: str | os.PathLike) -> tuple[DiT, tuple[str, ...]]:
+    """A model from a folder of `DiTTransformer2DModel` or of a pipeline that has one, and what is to be known of it.
 
     A folder that other software wrote has diffusers' own timestep features (`timestep_freq_shift` 1), and the last row of
-    its label table is the null class.
+    its label table is the null class. Raises CheckpointError, also for a pipeline whose scheduler is of another prediction.
     """
-    folder = Path(folder)
+    folder, notes = Path(folder), ()
+    _check_scheduler(folder)
     folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
     try:
         from diffusers import DiTTransformer2DModel
@@ -145,13 +148,24 @@ def load_diffusers(folder: str | os.PathLike) -> DiT:
         positions, data = load_tensors(folder / SIDECAR, kind="diffusers")
         config = config_from_json(data)
     else:
-        config = _config_of(theirs.config, folder)
+        config, notes = _config_of(theirs.config, folder)
         positions = {"pos_embed": position_table(config)}
     tensors = _from_diffusers(theirs.state_dict(), config, folder) | positions
     with torch.device("meta"):
         model = DiT(config)
     load_strictly(model, tensors, folder)
-    return model
+    return model, notes
+
+
+def _check_scheduler(folder: Path) -> None:
+    """Raises CheckpointError if the scheduler beside a transformer, or beside its folder, is of another prediction."""
+    for place in (folder, folder.parent):
+        path = place / "scheduler" / "scheduler_config.json"
+        if path.is_file() and (place == folder or folder.name == "transformer"):
+            try:
+                check_predicts_noise(said_in(json.loads(path.read_text())), str(path))
+            except ValueError as error:  # a CheckpointError, or no JSON
+                raise CheckpointError(str(error) if isinstance(error, CheckpointError) else f"{path} is no JSON") from error
 
 
 def _weights_in(folder: Path) -> dict[str, object]:
@@ -159,22 +173,21 @@ def _weights_in(folder: Path) -> dict[str, object]:
     for file in sorted(folder.glob("*")):
         if file.suffix in (".bin", ".safetensors", ".json"):
             check_is_no_pointer(file)
-    if any(folder.glob(f"{WEIGHTS}*.safetensors")):
-        plain = any(folder.glob(f"{WEIGHTS}.safetensors*")) or any(folder.glob(f"{WEIGHTS}-*.safetensors"))
-        variants = [file.name.split(".")[1] for file in sorted(folder.glob(f"{WEIGHTS}.*.safetensors"))]
-        return {
-            "use_safetensors": True,
-            "variant": None if plain or not variants else variants[0],
-            "torch_dtype": torch.float32,
-        }
-    return {"use_safetensors": False, "torch_dtype": torch.float32}
+    suffix = "safetensors" if any(folder.glob(f"{WEIGHTS}*.safetensors")) else "bin"
+    plain = any(folder.glob(f"{WEIGHTS}.{suffix}*")) or any(folder.glob(f"{WEIGHTS}-*.{suffix}"))
+    variants = [file.name.split(".")[1] for file in sorted(folder.glob(f"{WEIGHTS}.*.{suffix}"))]
+    return {
+        "use_safetensors": suffix == "safetensors",
+        "variant": None if plain or not variants else variants[0],
+        "torch_dtype": torch.float32,
+    }
 
 
-def _config_of(theirs, folder: Path) -> DiTConfig:
-    if theirs.norm_eps > 1e-5 or theirs.activation_fn != "gelu-approximate" or not theirs.attention_bias:
-        raise CheckpointError(f"{folder} is not a DiT as published: its norm_eps, activation or attention bias differ")
+def _config_of(theirs, folder: Path) -> tuple[DiTConfig, tuple[str, ...]]:
+    if theirs.activation_fn != "gelu-approximate" or not theirs.attention_bias:
+        raise CheckpointError(f"{folder} is not a DiT as published: its activation or attention bias differ")
     heads, head_dim = theirs.num_attention_heads, theirs.attention_head_dim
-    return DiTConfig(
+    config = DiTConfig(
         size=ModelSize(depth=theirs.num_layers, width=heads * head_dim, num_heads=heads),
         input_size=theirs.sample_size,
         patch_size=theirs.patch_size,
@@ -183,6 +196,8 @@ def _config_of(theirs, folder: Path) -> DiTConfig:
         learn_sigma=(theirs.out_channels or theirs.in_channels) == 2 * theirs.in_channels,
         timestep_freq_shift=1,
     )
+    published = theirs.norm_eps <= 1e-5  # diffusers' default, where the config is silent
+    return config, () if published else (f"norm_eps {theirs.norm_eps:g} before the MLP is taken as 1e-6",)
 
 
 def _from_diffusers(theirs: dict[str, Tensor], config: DiTConfig, folder: Path) -> dict[str, Tensor]:

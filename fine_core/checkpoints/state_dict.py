@@ -8,50 +8,63 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PosixPath, PurePosixPath
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fine_core.checkpoints.native import CheckpointError, check_is_no_pointer
+from fine_core.checkpoints.said import Said, check_file_name, check_predicts_noise, said_in, says_noise
+from fine_core.text import listed
 
 KEYS = ("ema", "ema_state_dict", "ema_model", "model_ema", "model", "model_state_dict", "state_dict", "module")
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # may stand within a name
 FIRST = "x_embedder.proj.weight"  # a tensor that every DiT has
+NESTING = 3  # {"ema": {"module": {"state_dict": ...}}}
 # What people keep beside the weights: plain values, which construct nothing.
-HARMLESS = [argparse.Namespace, PosixPath, PurePosixPath, (PosixPath, "pathlib.Path"), np.dtype]
-HARMLESS += [(np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-HARMLESS += [type(np.dtype(kind)) for kind in ("float16", "float32", "float64", "int32", "int64", "bool")]
+_NUMPY = "numpy.{}.multiarray.{}"
+HARMLESS = [argparse.Namespace, PosixPath, PurePosixPath, (PosixPath, "pathlib.Path"), np.dtype, np.ndarray]
+HARMLESS += [PureWindowsPath, (PureWindowsPath, "pathlib.WindowsPath"), date, datetime, timedelta, timezone]
+HARMLESS += [list, dict, set, int, float, str, bool]  # as types
+HARMLESS += [(np._core.multiarray.scalar, _NUMPY.format(core, "scalar")) for core in ("core", "_core")]
+HARMLESS += [(np._core.multiarray._reconstruct, _NUMPY.format(core, "_reconstruct")) for core in ("core", "_core")]
+HARMLESS += sorted({type(np.dtype(kind)) for kind in np.typecodes["All"] if kind not in "OV"}, key=str)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateDict:
-    """Tensors under the public names, and what was done to get them, for people."""
+    """Tensors under the public names; what the file says beside them; and what was done to get them, for people."""
 
     tensors: dict[str, Tensor]
+    said: Said
     notes: tuple[str, ...] = ()
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.pt` or `.safetensors` file under the names that it has. Raises CheckpointError."""
-    return _choose(_read(path), path)[0]
+    return _choose(_read(path), path, last="")[0]
 
 
 def read_dit(path: Path) -> StateDict:
     """The tensors of a DiT. Raises CheckpointError for a file that is damaged, would execute code, or holds something else."""
     content = _read(path)
-    tensors, notes = _choose(content, path)
+    said = said_in(content) + _metadata(path)
+    tensors, notes = _choose(content, path, last=FIRST)
     if any("lora_" in name or ".base_layer." in name for name in tensors):
         raise CheckpointError(f"{path} holds a LoRA or another adapter; merge it into its model first, and save that")
-    _check_predicts_noise(content, tensors, path)
+    if any("projectors." in name for name in tensors):
+        raise CheckpointError(f"{path} has projectors, as a REPA: it predicts a velocity; name a checkpoint of a DiT")
+    check_predicts_noise(said, str(path))
+    if not says_noise(said):
+        check_file_name(path.name)
     tensors, prefix_notes = _without_wrappers(tensors)
-    return StateDict(tensors=tensors, notes=(*notes, *prefix_notes))
+    return StateDict(tensors=tensors, said=said, notes=(*notes, *prefix_notes))
 
 
 def _read(path: Path) -> Any:
@@ -67,59 +80,69 @@ def _read(path: Path) -> Any:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     except pickle.UnpicklingError as error:
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {forbidden[1]}, which a checkpoint has no use for" if forbidden else "it is no checkpoint"
+        other = re.search(r"Can only \w+ for .* got (.+)", str(error))
+        reason = "it is no checkpoint"
+        if forbidden or other:
+            reason = f"it asks for {forbidden[1] if forbidden else other[1]}, which a checkpoint has no use for"
         raise CheckpointError(f"{path} is refused: {reason}; nothing of it was executed") from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
 
 
-def _choose(content: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict of a training state: of its averaged weights, if it has any."""
+def _metadata(path: Path) -> Said:
+    if path.suffix != ".safetensors":
+        return []
+    with safe_open(path, framework="pt") as file:
+        return said_in(file.metadata() or {})
+
+
+def _choose(content: Any, path: Path, *, last: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict of a training state: of its averaged weights, if it has any. One of its names ends with `last`."""
     notes: list[str] = []
-    if isinstance(content, dict):
-        for key in KEYS:
-            found = content.get(key)
-            if isinstance(found, dict) and found:
+    for _ in range(NESTING):
+        if not isinstance(content, dict):
+            break
+        for key in [key for key in KEYS if key in content]:
+            if _holds(content[key], last, NESTING):
                 notes += [] if key == "ema" else [f"its {key}"]
-                content = found
+                content = content[key]
                 break
-            if isinstance(found, dict):
-                notes.append(f"its {key} is empty")
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(f"{path} holds no state dict")
-    return content, notes
+            if "ema" in key:
+                notes.append(f"its {key} {'has no weights of a model' if content[key] else 'is empty'}")
+        else:
+            break
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
+    if not any(str(name).endswith(last) for name in tensors):
+        raise CheckpointError(f"{path} holds no state dict{' of a DiT' if last and tensors else ''}")
+    return tensors, notes
+
+
+def _holds(content: Any, last: str, levels: int) -> bool:
+    """Whether a state dict lies in it, at once or under a known name."""
+    if not isinstance(content, dict) or levels == 0:
+        return False
+    if any(isinstance(value, Tensor) and str(name).endswith(last) for name, value in content.items()):
+        return True
+    return any(_holds(content[key], last, levels - 1) for key in KEYS if key in content)
 
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Names without the prefixes of DataParallel, compile, Lightning and the like; counters beside the model are dropped."""
+    """Names without the prefixes of DataParallel, compile, Lightning and the like; counters beside the model are dropped.
+
+    Of several models under prefixes the averaged one is taken.
+    """
     names = {name: _unwrapped(name) for name in tensors}
-    prefix = next((name.removesuffix(FIRST) for name in names.values() if name.endswith(FIRST)), "")
-    kept = {new.removeprefix(prefix): tensors[old] for old, new in names.items() if new.startswith(prefix)}
-    dropped = [name for name in names.values() if not name.startswith(prefix)]
+    prefixes = [name.removesuffix(FIRST) for name in names.values() if name.endswith(FIRST)]
+    prefix = next((prefix for prefix in prefixes if "ema" in prefix), prefixes[0] if prefixes else "")
+    ours = {old for old, new in names.items() if new.startswith(prefix) and tensors[old].ndim > 0}  # a number is a counter
+    kept = {names[old].removeprefix(prefix): tensors[old] for old in names if old in ours}
+    dropped = [names[old] for old in names if old not in ours]
     removed = sorted({wrapper for name in tensors for wrapper in WRAPPERS if wrapper in name} | ({prefix} - {""}))
     notes = [f"prefix {', '.join(removed)} taken off"] if removed else []
-    return kept, notes + ([f"left out: {_listed(dropped)}"] if dropped else [])
+    return kept, notes + ([f"left out: {listed(sorted(dropped))}"] if dropped else [])
 
 
 def _unwrapped(name: str) -> str:
     for wrapper in WRAPPERS:
         name = name.replace(wrapper, "")
     return name
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _check_predicts_noise(content: Any, tensors: dict[str, Tensor], path: Path) -> None:
-    """Raises CheckpointError for a SiT, whose tensors are a DiT's, and which predicts a velocity."""
-    arguments = content.get("args") if isinstance(content, dict) else None
-    given = arguments if isinstance(arguments, dict) else vars(arguments) if isinstance(arguments, argparse.Namespace) else {}
-    model, prediction = str(given.get("model", "")), str(given.get("prediction", ""))
-    projectors = any("projectors." in name for name in tensors)
-    if "SiT" in model or prediction in ("velocity", "v", "score") or "path_type" in given or projectors:
-        what = f"of {model}" if model else f"with {'projectors' if projectors else 'its arguments'}"
-        raise CheckpointError(
-            f"{path} is a checkpoint {what}, a SiT: it predicts a velocity and not noise; name a checkpoint of a DiT"
-        )

@@ -98,7 +98,7 @@ class DatasetInfo:
     """Description of a dataset, available without loading it.
 
     `train_per_class` limits the `train` split. `features_of` names the dataset of the classifier whose features score this
-    one (None: this dataset itself). `latents` is None for images.
+    one (None: this dataset itself). `latents` is None for images. `num_images` is known of a set by path.
     """
 
     summary: str
@@ -109,3 +109,4 @@ class DatasetInfo:
     train_per_class: int | None = None
     features_of: str | None = None
     latents: LatentInfo | None = None
+    num_images: int | None = None

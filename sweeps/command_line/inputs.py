@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from torch import nn
 
 from fine_core.checkpoints.formats import describe, open_any
 from fine_core.checkpoints.native import CheckpointError
 from fine_core.data.by_path import is_by_path, resolve
+from fine_core.data.readers.base import Wanted
 from fine_core.dit import DiT
 from fine_core.evaluation.extractors.given import extractor_format, load_given_extractor, weights_sha256
 from sweeps.planning.grid import ScoringSpec
@@ -29,6 +31,10 @@ from trainables.specs.base import FileSpec, SourceSpec, check
 from trainables.storage.store import Store
 
 DEFAULT_IMAGE_SIZE = 32
+COLUMN_OPTIONS = (
+    click.option("--image-column", help="Column of the images in a table.  [default: one that is named as usual, or latent]"),
+    click.option("--label-column", help="Column of the labels in a table, or in metadata.csv.  [default: label and the like]"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,7 @@ class Inputs:
     """Everything that the user gives, read and checked; paths where it came from. None where nothing was."""
 
     model: DiT | None
+    extractor: nn.Module | None
     source: SourceSpec | None
     scoring: ScoringSpec | None
     target_reference: FileSpec | None
@@ -58,7 +65,7 @@ class Inputs:
 def read_inputs(options: dict[str, Any]) -> Inputs:
     """What the options name, read once. Raises ValueError for what cannot be read."""
     names = ("source", "inception_weights", "extractor", "reference", "target_reference", "vae")
-    return _read(*(options[name] for name in names), options["source_num_heads"])
+    return _read(*(options[name] for name in (*names, "source_num_heads", "source_num_classes")))
 
 
 @lru_cache(maxsize=1)
@@ -70,6 +77,7 @@ def _read(
     target_reference: str | None,
     vae: str | None,
     num_heads: int | None,
+    num_classes: int | None,
 ) -> Inputs:
     check(inception_weights is None or extractor is None, "name --inception-weights or --extractor, not both")
     given = {"extractor": inception_weights or extractor, "reference": reference, "target_reference": target_reference}
@@ -79,19 +87,21 @@ def _read(
             name not in paths or "extractor" in paths,
             f"--{name.replace('_', '-')} needs an extractor: --inception-weights PATH or --extractor PATH",
         )
-    model = None if source is None else _read_model(Path(source).expanduser(), num_heads)
-    scoring = None
+    model = None if source is None else _read_model(Path(source).expanduser(), num_heads, num_classes)
+    scoring = extractor_module = None
     if "extractor" in paths:
         kind = "inception" if inception_weights else extractor_format(paths["extractor"])
+        extractor_module = _load_extractor(paths["extractor"], kind)
         scoring = ScoringSpec(
             extractor=file_spec(paths["extractor"]),
             format=kind,
-            weights_sha256=_weights_of(paths["extractor"], kind),
+            weights_sha256=weights_sha256(extractor_module),
             reference=file_spec(paths["reference"]) if "reference" in paths else None,
             vae=vae_spec(paths["vae"]) if "vae" in paths else None,
         )
     return Inputs(
         model=model,
+        extractor=extractor_module,
         source=None if model is None else source_spec(model),
         scoring=scoring,
         target_reference=file_spec(paths["target_reference"]) if "target_reference" in paths else None,
@@ -99,20 +109,20 @@ def _read(
     )
 
 
-def _weights_of(path: Path, kind: str) -> str:
-    """The hash of an extractor's weights, loaded from a copy as workers load it: code may not lean on files beside it."""
+def _load_extractor(path: Path, kind: str) -> nn.Module:
+    """An extractor, loaded from a copy as workers load it: code may not lean on files beside it."""
     if not path.is_file():
         raise CheckpointError(f"no such file: {path}")
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copyfile(path, Path(folder) / path.name)
         try:
-            return weights_sha256(load_given_extractor(copy, format=kind))
+            return load_given_extractor(copy, format=kind)
         except CheckpointError as error:
             raise CheckpointError(str(error).replace(str(copy), str(path))) from error
 
 
-def _read_model(path: Path, num_heads: int | None) -> DiT:
-    model, kind = open_any(path, num_heads=num_heads)
+def _read_model(path: Path, num_heads: int | None, num_classes: int | None) -> DiT:
+    model, kind = open_any(path, num_heads=num_heads, num_classes=num_classes)
     click.echo(f"source: {kind}, {describe(model.config)}")
     return model
 
@@ -124,4 +134,8 @@ def dataset_named(text: str, options: dict[str, Any], inputs: Inputs) -> str:
     size = options["image_size"]
     if size is None:
         size = DEFAULT_IMAGE_SIZE if inputs.model is None else inputs.model.config.input_size
-    return resolve(text, image_size=size, flips=options["flip"])
+    return resolve(text, wanted=wanted_from(options, image_size=size), flips=options["flip"])
+
+
+def wanted_from(options: dict[str, Any], *, image_size: int) -> Wanted:
+    return Wanted(image_size=image_size, image_column=options["image_column"], label_column=options["label_column"])

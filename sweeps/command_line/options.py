@@ -19,10 +19,11 @@ from fine_core.parameterizations import PARAMETERIZATIONS
 from fine_core.sampling.sampler import SamplerSpec
 from fine_core.sampling.schedulers import SAMPLERS
 from sweeps.command_line.folders import DEFAULT_DATA_FOLDER
-from sweeps.command_line.inputs import DEFAULT_IMAGE_SIZE, Inputs, dataset_named, read_inputs
+from sweeps.command_line.inputs import COLUMN_OPTIONS, DEFAULT_IMAGE_SIZE, Inputs, dataset_named, read_inputs
 from sweeps.command_line.method_options import chosen_options, click_option, parameter_name
 from sweeps.command_line.parsing import RenamedOption, byte_count, integers, names
 from sweeps.command_line.presets import DEFAULT_TARGETS, EVALUATIONS, PRESETS
+from sweeps.command_line.scores import check_scores
 from sweeps.execution.runner import RUNNERS, RunnerSpec
 from sweeps.planning.chosen import ChosenOptions, options_of_initializations, options_of_methods
 from sweeps.planning.grid import GridSpec
@@ -76,6 +77,7 @@ _OPTIONS = [
         type=int,
         help=f"Side in pixels to which images by path are cropped.  [default: that of --source, or {DEFAULT_IMAGE_SIZE}]",
     ),
+    *COLUMN_OPTIONS,
     click.option("--flip/--no-flip", default=True, show_default=True, help="Random mirroring of half of the images by path."),
     click.option("--seeds", callback=integers, help="Seeds for which every point is repeated, such as 0,1,2."),
     click.option("--patch-size", type=int, help="Side of a patch in pixels."),
@@ -96,6 +98,9 @@ _OPTIONS = [
     ),
     click.option(
         "--source-num-heads", type=int, help="Attention heads of --source, if it is a public checkpoint of an unpublished size."
+    ),
+    click.option(
+        "--source-num-classes", type=int, help="Classes of --source, if it is a public checkpoint whose label table is unclear."
     ),
     *(click_option(kind, item, several=False) for kind in options_of_initializations() for item in kind.fields()),
     click.option(
@@ -214,8 +219,9 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
     inputs = read_inputs(options)
     taken = {"sampler": sampler, "source": inputs.source, "scoring": inputs.scoring}
     taken["dataset"] = dataset_named(options["dataset"], options, inputs)
-    if _is_given("image_size") and not any(is_by_path(options[name] or "") for name in ("dataset", "target")):
-        raise ValueError("--image-size is of images by path; the built-in sets have their own, leave it out")
+    for name in ("image_size", "image_column", "label_column"):
+        if _is_given(name) and not any(is_by_path(options[data] or "") for data in ("dataset", "target")):
+            raise ValueError(f"--{name.replace('_', '-')} is of images by path; the built-in sets have their own, leave it out")
     taken["methods"] = options["methods"] or (("fine", "scratch") if inputs.source is None else ("given", "fine", "scratch"))
     if inputs.source is not None:
         taken["head_dim"] = inputs.source.model.size.head_dim  # heads keep their size at all widths
@@ -226,7 +232,9 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
     taken["options"] = chosen_options(options, options_of_initializations())
     own = {field.name for field in fields(GridSpec)} - {*taken, "transfer"}
     grid = GridSpec(**taken, **{name: options[name] for name in own})
-    return replace(grid, transfer=_transfer_from(options, grid.methods, inputs))
+    grid = replace(grid, transfer=_transfer_from(options, grid.methods, inputs))
+    check_scores(grid, inputs)
+    return grid
 
 
 def _forgetting(choice: str, own: EvaluationSpec) -> EvaluationSpec | None:

@@ -85,7 +85,7 @@ class GridSpec:
             needs_source = initialization(method).needs_source
             check(not needs_source or self.source is not None, f"initialization {method!r} is the model of --source; name one")
         dataset_info(self.dataset)  # is it there? Said before what could score it is looked at
-        self._extractor.check_data()
+        self.extractor.check_data()
 
     def _check_source(self, model: DiTConfig) -> None:
         info = dataset_info(self.dataset)
@@ -95,6 +95,21 @@ class GridSpec:
             f"the source takes images of {model.in_channels} x {model.input_size} x {model.input_size} and {model.num_classes} "
             f"classes, {self.dataset!r} has {info.channels} x {info.image_size} x {info.image_size} and {info.num_classes}; "
             "name another --dataset",
+        )
+        if not model.has_null_label:
+            self._check_without_null_label()
+
+    def _check_without_null_label(self) -> None:
+        """Raises ValueError for what needs the null label of a source that has none."""
+        bank = None if self.transfer is None else self.transfer.bank_sampler
+        for option, sampler in {"--guidance-scale": self.sampler, "--bank-guidance-scale": bank}.items():
+            check(
+                sampler is None or sampler.guidance_scale <= 1,
+                f"the source has no null label, which guidance needs; set {option} 1",
+            )
+        check(
+            self.transfer is None or self.forgetting is None,
+            "the source has no null label, under which forgetting is measured; set --forgetting none",
         )
 
     def _model(self, size: ModelSize) -> DiTConfig:
@@ -156,7 +171,8 @@ class GridSpec:
         return spec.learngene
 
     @cached_property
-    def _extractor(self) -> ExtractorSpec:
+    def extractor(self) -> ExtractorSpec:
+        """What scores the source domain."""
         return scorer(self.dataset) if self.scoring is None else self.scoring.extractor_of(self.dataset)
 
     @cached_property
@@ -165,9 +181,9 @@ class GridSpec:
 
     def score(self, scored: Scored, *, seed: int, replaced_steps: int = 0) -> ScoreSpec:
         """The score of a model on its own dataset by the grid's protocol."""
-        extractor = self._extractor
+        extractor = self.extractor
         if isinstance(scored, TransferSpec) and self.transfer is not None:
-            extractor = self.transfer.extractor(self._extractor)
+            extractor = self.transfer.extractor(self.extractor)
         return ScoreSpec(
             scored=scored, evaluation=self._evaluation, extractor=extractor, seed=seed, replaced_steps=replaced_steps
         )
@@ -183,7 +199,7 @@ class GridSpec:
         if self.forgetting is None or base is model or model.model.input_size != base.model.input_size:
             return PlannedPoint(model=model, score=score)
         after, before = (
-            ScoreSpec(scored=scored, evaluation=null_label(self.forgetting), extractor=self._extractor, seed=base.seed)
+            ScoreSpec(scored=scored, evaluation=null_label(self.forgetting), extractor=self.extractor, seed=base.seed)
             for scored in (model, base)
         )
         return PlannedPoint(model=model, score=score, forgetting=after, forgetting_before=before)

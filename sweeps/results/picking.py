@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from torch import nn
 from fine_core.data.registry import labels_to_sample, load_dataset, short_name
 from fine_core.denoiser import LABEL
 from fine_core.dit import DiT
+from fine_core.evaluation.adm import save_samples_npz
 from fine_core.evaluation.metrics import METRICS
 from fine_core.evaluation.protocol import Protocol
-from fine_core.evaluation.reference import save_samples_npz
 from fine_core.sampling.draw import draw_batch
 from sweeps.planning.points import PlannedPoint
 from sweeps.results.pareto import non_dominated, standard_error
@@ -116,16 +116,22 @@ def _without_seeds(spec: Any) -> Any:
     return {k: v if k in shared else _without_seeds(v) for k, v in spec.items() if k != "seed"}
 
 
+def _callable_names(datasets: Collection[str]) -> dict[str, str]:
+    """What each dataset is called: its short name, or its whole one where others have the same short one."""
+    shorts = Counter(short_name(name) for name in datasets)
+    return {name: short if shorts[short := short_name(name)] == 1 else name for name in sorted(datasets)}
+
+
 def on_dataset(found: Sequence[Candidate], dataset: str | None, protocol: str = "") -> list[Candidate]:
     """Those of one dataset, and of the one protocol that contains a text. Raises ValueError if there is none, or several."""
     check(bool(found), "the store holds no scored point; run a sweep first")
-    datasets = sorted({short_name(candidate.jobs[0].dataset) for candidate in found})
-    check(
-        dataset is not None or len(datasets) == 1, f"points on several datasets; choose one of {', '.join(datasets)}: --dataset"
-    )
-    dataset = dataset or datasets[0]
-    check(dataset in datasets, f"no point on {dataset!r}; there are points on {', '.join(datasets)}")
-    chosen = [candidate for candidate in found if short_name(candidate.jobs[0].dataset) == dataset]
+    names = _callable_names({candidate.jobs[0].dataset for candidate in found})
+    listed = ", ".join(sorted(names.values()))
+    check(dataset is not None or len(names) == 1, f"points on several datasets; choose one of {listed}: --dataset")
+    dataset = dataset or next(iter(names.values()))
+    whole = [name for name, called in names.items() if dataset in (name, called)]
+    check(bool(whole), f"no point on {dataset!r}; there are points on {listed}")
+    chosen = [candidate for candidate in found if candidate.jobs[0].dataset == whole[0]]
     protocols = sorted({str(candidate.protocol) for candidate in chosen})
     fitting = [one for one in protocols if protocol in one]
     check(bool(fitting), f"no protocol on {dataset} contains {protocol!r}; there are: {'; '.join(protocols)}")

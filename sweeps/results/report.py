@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fine_core.data.registry import short_name
-from fine_core.text import without_password
+from fine_core.text import file_name, without_password
 from mlflow_setup.curves import draw_curves, draw_schedules
 from mlflow_setup.report import draw_front, interactive_front, write_csv
 from mlflow_setup.runs import SweepRuns
@@ -31,7 +31,6 @@ from trainables.specs.transfers import TransferSpec
 from trainables.storage.store import Store
 
 MLFLOW_PORT = 5000
-PLAIN = str.maketrans({" ": "-", ":": None, ",": None})  # of a label in a file's name
 
 
 def report_folder(plan: Plan, data_folder: Path) -> Path:
@@ -85,7 +84,7 @@ def _suffixes(groups: list[list[Point]]) -> list[str]:
     suffixes: list[str] = []
     for points in groups:
         base = any(point.transfer == "none" for point in points)
-        suffix = "" if base else f"-{short_name(points[0].dataset)}"
+        suffix = "" if base else f"-{file_name(short_name(points[0].dataset))}"
         suffixes.append(f"{suffix}-{len(suffixes) + 1}" if suffix in suffixes else suffix)
     return suffixes
 
@@ -122,8 +121,11 @@ def _copy_samples(agenda: Agenda, results: Results, folder: Path, store: Store) 
     """The points' pictures side by side, under readable names."""
     folder = folder / "samples"
     folder.mkdir(exist_ok=True)
-    named = {agenda.label(result.job).translate(PLAIN): sample_picture(result, store) for result in results}
-    return [Path(shutil.copyfile(path, folder / f"{name}.png")) for name, path in named.items() if path is not None]
+    files = []
+    for result in results:
+        if (path := sample_picture(result, store)) is not None:
+            files.append(Path(shutil.copyfile(path, folder / f"{file_name(agenda.label(result.job))}.png")))
+    return files
 
 
 def show_where(

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fine_core.retention import RetentionSchedule
-from fine_core.text import without_password
+from fine_core.text import file_name, without_password
 from mlflow_setup.curves import draw_best_schedules
 from mlflow_setup.report import pyplot, write_csv
 from sweeps.execution.recorder import Recorder
@@ -146,7 +146,7 @@ class SearchReport:
             figures["pareto-front"] = lambda: plots.plot_pareto_front(study.study, target_names=list(objectives))
         files = []
         for name, draw in figures.items():
-            path = self.folder / f"{name}-{study.spec.label.replace(' ', '-')}.png"
+            path = self.folder / f"{name}-{file_name(study.spec.label)}.png"
             title = f"{name.replace('-', ' ')} of {study.spec.label}\n{self._protocol(study)}"
             try:
                 files.append(_save(draw, path, title=title, log_scale=name == "history"))

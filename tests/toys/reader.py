@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fine_core.data.readers.base import CorruptImages, fingerprint_of
+from fine_core.data.readers.base import CorruptImages, Wanted, fingerprint_of
 from fine_core.data.source import DataError
 
 
@@ -17,7 +17,7 @@ class NpyReader:
     dtype = torch.uint8
     notes = ()
 
-    def __init__(self, path: str, image_size: int) -> None:
+    def __init__(self, path: str, wanted: Wanted) -> None:
         self.files = [Path(path) / name for name in ("images.npy", "labels.npy")]
         if not all(file.is_file() for file in self.files):
             raise DataError(f"no such set: {path}")

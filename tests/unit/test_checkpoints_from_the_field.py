@@ -2,22 +2,27 @@
 
 import argparse
 import json
+from collections import defaultdict
+from datetime import date, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import save_file
 
-from fine_core.checkpoints import CheckpointError, export_diffusers, load_model
+from fine_core.checkpoints import CheckpointError, export_diffusers, load_model, save_model
 from fine_core.checkpoints.__main__ import main
 from fine_core.checkpoints.formats import open_any
 from fine_core.data.latents import vae_sha256
 from fine_core.dit import DiTConfig, ModelSize
+from sweeps.size_grid import main as size_grid
 from tests.pictures import vae_folder
 from tests.unit.test_dit import randomized
 
 CONFIG = DiTConfig(size=ModelSize(depth=2, width=32, num_heads=4), input_size=8, patch_size=2, in_channels=4, num_classes=5)
+TABLE = "y_embedder.embedding_table.weight"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 
 
@@ -52,6 +57,29 @@ WRAPPED = {
     "ema_state_dict": (lambda t: {"ema_state_dict": t, "model": behind("x.", t)}, "its ema_state_dict"),
     "empty ema": (lambda t: {"ema": {}, "model": t}, "its ema is empty; its model"),
     "averaged model": (lambda t: behind("module.", t) | {"n_averaged": torch.tensor(7)}, "left out: n_averaged"),
+    "lightning with an average": (
+        lambda t: {"state_dict": {n: torch.zeros_like(v) for n, v in behind("model.", t).items()} | behind("ema_model.", t)},
+        "prefix ema_model. taken off; left out: model.",
+    ),
+    "an average among counters": (lambda t: {"ema": t | {"decay": 0.999, "n": torch.tensor(7)}, "model": {}}, "left out: n"),
+    "an average without names": (
+        lambda t: {"ema": {"decay": 0.999, "shadow_params": list(t.values())}, "model": t},
+        "its ema has no weights of a model; its model",
+    ),
+    "an average within": (lambda t: {"ema": {"module": t, "step": 3}, "model": {}}, "its module"),
+    "arrays, bytes and dates": (
+        lambda t: {
+            "model": t,
+            "args": argparse.Namespace(
+                betas=np.array([0.9, 0.999]),
+                size=np.uint8(8),
+                flags=np.array([True]),
+                at=datetime(2026, 1, 2),
+                on=date(2026, 1, 2),
+            ),
+        },
+        "its model",
+    ),
     "arguments": (
         lambda t: {"ema": t, "args": argparse.Namespace(out=Path("/x"), lr=np.float64(1e-4), n=np.int64(3)), "step": 7},
         "a label table of 6 rows, of which the last is the null label",
@@ -93,12 +121,43 @@ REFUSED = {
         lambda t: behind("base_model.model.", {n.replace("qkv.", "qkv.base_layer."): v for n, v in t.items()}),
         "merge it",
     ),
-    "sit": (lambda t: {"ema": t, "args": argparse.Namespace(model="SiT-XL/2")}, "it predicts a velocity and not noise"),
+    "sit": (
+        lambda t: {"ema": t, "args": argparse.Namespace(model="SiT-XL/2")},
+        "says model SiT-XL/2: its model does not",
+    ),
+    "sit by its folder": (
+        lambda t: {"ema": t, "args": {"out": "results/003-SiT-B-2-Linear"}},
+        "SiT-B-2-Linear: its model does",
+    ),
     "repa": (lambda t: {"ema": t | {"projectors.0.0.weight": torch.zeros(2)}, "steps": 4}, "it predicts a velocity"),
-    "path type": (lambda t: {"model": t, "args": {"path_type": "linear"}}, "it predicts a velocity"),
-    "one row": (
-        lambda t: t | {"y_embedder.embedding_table.weight": torch.zeros(1, 32)},
-        "has one row: a model without classes",
+    "path type": (lambda t: {"model": t, "args": {"path_type": "linear"}}, "says path_type linear: its model does not predict"),
+    "hyperparameters": (
+        lambda t: {"state_dict": t, "hyper_parameters": {"prediction": "velocity"}},
+        "says prediction velocity",
+    ),
+    "nested config": (lambda t: {"model": t, "config": {"transport": {"prediction": "x0"}}}, "says transport: its model"),
+    "deep config": (
+        lambda t: {"model": t, "cfg": {"a": {"loss": {"prediction_type": "v_prediction"}}}},
+        "says prediction_type v_",
+    ),
+    "objective": (lambda t: {"model": t, "args": {"objective": "pred_x0"}}, "says objective pred_x0"),
+    "xstart": (lambda t: {"model": t, "args": argparse.Namespace(predict_xstart=True)}, "says predict_xstart: its model"),
+    "enum": (lambda t: {"model": t, "args": {"model_mean_type": "ModelMeanType.START_X"}}, "says model_mean_type"),
+    "class": (lambda t: {"model": t, "noise_scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"}}, "says FlowMatch"),
+    "schedule": (lambda t: {"model": t, "args": {"noise_schedule": "squaredcos_cap_v2"}}, "another noise schedule than DiT's"),
+    "steps": (lambda t: {"model": t, "args": {"diffusion_steps": 4000}}, "says diffusion_steps 4000: another noise schedule"),
+    "one row": (lambda t: t | {TABLE: torch.zeros(1, 32)}, "has one row: a model of one class without a null label?"),
+    "another number": (
+        lambda t: {"model": t, "args": {"num_classes": 1000}},
+        "it says 1000 classes, but its label table has 6",
+    ),
+    "not a number": (
+        lambda t: t | {"blocks.1.mlp.fc1.bias": torch.full((128,), float("nan"))},
+        "not finite (NaN or infinite) in b",
+    ),
+    "other objects": (
+        lambda t: {"model": t, "log": defaultdict(list, loss=[1.0])},
+        "asks for <class 'collections.defaultdict'>",
     ),
     "empty": (lambda t: {"ema": {}, "model": {}}, "holds no state dict"),
 }
@@ -113,6 +172,84 @@ def test_what_is_no_dit_that_predicts_noise_is_refused_in_one_line(name, tensors
     said = capsys.readouterr().err
     assert end.value.code == 2 and said.count("\n") == 1 and said.startswith("error: ") and message in said, said
     assert not (tmp_path / "out.safetensors").exists()
+
+
+SAID = {
+    "as DiT's code": {"args": argparse.Namespace(model="DiT-S/2", num_classes=5, class_dropout_prob=0.1, predict_xstart=False)},
+    "as guided-diffusion": {"args": {"noise_schedule": "linear", "diffusion_steps": 1000, "predict_xstart": False}},
+    "as diffusers": {"config": {"prediction_type": "epsilon", "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}},
+    "as an enum": {"args": {"model_mean_type": "ModelMeanType.EPSILON", "objective": "mse", "lr_scheduler": "cosine"}},
+    "a situation": {"args": {"out": "runs/situation-flowers-repair"}},
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_says_noise_is_read(name, tensors, tmp_path):
+    torch.save({"model": tensors} | SAID[name], tmp_path / "v1-dit.pt")
+    assert same(open_any(tmp_path / "v1-dit.pt", num_heads=4)[0], tensors)
+
+
+@pytest.mark.parametrize(
+    "name", ["SiT-XL-2-256x256.pt", "dit_velocity.safetensors", "my-repa.pt", "flow-matching-b.pt", "x0.pt"]
+)
+def test_a_file_that_only_its_name_gives_away_is_refused(name, tensors, tmp_path):
+    path = tmp_path / name
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    with pytest.raises(CheckpointError, match="by its name the model does not predict noise"):
+        open_any(path, num_heads=4)
+    torch.save({"model": tensors, "args": {"prediction_type": "epsilon"}}, tmp_path / "x0-noise.pt")
+    open_any(tmp_path / "x0-noise.pt", num_heads=4)
+
+
+def test_metadata_of_a_safetensors_file_is_read(tensors, tmp_path):
+    save_file(tensors, tmp_path / "x.safetensors", metadata={"modelspec.prediction_type": "v"})
+    with pytest.raises(CheckpointError, match="says prediction_type v"):
+        open_any(tmp_path / "x.safetensors", num_heads=4)
+
+
+@pytest.mark.parametrize("fact", [{"num_classes": 6}, {"class_dropout_prob": 0.0}, {"model": {"num_classes": 6}}])
+def test_a_table_without_a_null_label_is_known_by_what_is_said(fact, tensors, tmp_path):
+    torch.save({"model": tensors, "args": fact}, tmp_path / "x.pt")
+    found, kind = open_any(tmp_path / "x.pt", num_heads=4)
+    assert (found.config.num_classes, found.config.has_null_label) == (6, False)
+    assert "6 rows without a null label; one was added, the mean of the others" in kind
+    table = found.y_embedder.embedding_table.weight
+    assert torch.equal(table[:6], tensors[TABLE]) and torch.equal(table[6], tensors[TABLE].mean(dim=0))
+    save_model(found, tmp_path / "again.safetensors")
+    assert load_model(tmp_path / "again.safetensors").config == found.config
+
+
+def test_the_number_of_classes_can_be_said(tensors, tmp_path, capsys):
+    torch.save(tensors, tmp_path / "x.pt")
+    given = ["import", str(tmp_path / "x.pt"), "--num-heads", "4"]
+    main([*given, "--num-classes", "6", "--out", str(tmp_path / "out.safetensors")])
+    assert "6 classes without a null label" in capsys.readouterr().out
+    assert open_any(tmp_path / "x.pt", num_heads=4, num_classes=5)[0].config.has_null_label
+    with pytest.raises(SystemExit):
+        main([*given, "--num-classes", "9", "--out", str(tmp_path / "other.safetensors")])
+    assert "has 6 rows: 5 classes and a null label, or 6; not 9" in capsys.readouterr().err
+    torch.save(tensors | {TABLE: torch.ones(1, 32)}, tmp_path / "one.pt")
+    assert not open_any(tmp_path / "one.pt", num_heads=4, num_classes=1)[0].config.has_null_label
+
+
+WITHOUT = ["--bank-guidance-scale", "1", "--forgetting", "none", "--widths", "32", "--depths", "2"]
+
+
+def test_guidance_and_forgetting_need_a_null_label(tmp_path):
+    size = ModelSize(depth=2, width=32, num_heads=2)
+    config = DiTConfig(size=size, input_size=8, patch_size=2, in_channels=1, num_classes=10, has_null_label=False)
+    save_model(randomized(config, seed=1), tmp_path / "x.safetensors")
+    common = ["--source", str(tmp_path / "x.safetensors"), "--dry-run", "--storage-path", str(tmp_path / "store")]
+    wanted = {
+        ("--guidance-scale", "2"): "the source has no null label, which guidance needs; set --guidance-scale 1",
+        ("--bank-guidance-scale", "1.5"): "set --bank-guidance-scale 1",
+        ("--bank-guidance-scale", "1"): "under which forgetting is measured; set --forgetting none",
+    }
+    for options, message in wanted.items():
+        answer = CliRunner().invoke(size_grid, [*common, *options])
+        assert answer.exit_code == 2 and message in answer.output, answer.output
+    answer = CliRunner().invoke(size_grid, [*common, *WITHOUT])
+    assert answer.exit_code == 0, answer.output
 
 
 @pytest.fixture()
@@ -132,7 +269,22 @@ def test_a_published_folder_without_an_epsilon_and_of_an_older_class_is_read(fol
     assert torch.equal(found.blocks[0].attn.qkv.weight, tensors["blocks.0.attn.qkv.weight"])
 
 
-@pytest.mark.parametrize("kind", ["bin", "fp16"])
+@pytest.mark.parametrize("config", [{"prediction_type": "v_prediction"}, {"_class_name": "FlowMatchEulerDiscreteScheduler"}])
+def test_a_pipeline_whose_scheduler_is_of_another_prediction_is_refused(config, folder):
+    path = folder.parent / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    for place in (folder, folder.parent):
+        with pytest.raises(CheckpointError, match="scheduler_config.json says .*: its model does not predict noise"):
+            open_any(place)
+
+
+def test_another_epsilon_is_a_note(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"norm_eps": 1e-4}))
+    assert open_any(folder)[1] == "diffusers folder (norm_eps 0.0001 before the MLP is taken as 1e-6)"
+
+
+@pytest.mark.parametrize("kind", ["bin", "fp16", "fp16.bin"])
 def test_other_weight_files_of_a_folder_are_read(kind, folder, model, tensors):
     from diffusers import DiTTransformer2DModel
 
@@ -141,7 +293,7 @@ def test_other_weight_files_of_a_folder_are_read(kind, folder, model, tensors):
     if kind == "bin":
         theirs.save_pretrained(folder, safe_serialization=False)
     else:
-        theirs.half().save_pretrained(folder, variant="fp16")
+        theirs.half().save_pretrained(folder, variant="fp16", safe_serialization=kind == "fp16")
     found, _ = open_any(folder)
     expected = tensors["blocks.1.mlp.fc1.weight"] if kind == "bin" else tensors["blocks.1.mlp.fc1.weight"].half().float()
     assert torch.equal(found.blocks[1].mlp.fc1.weight, expected)

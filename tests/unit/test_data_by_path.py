@@ -14,6 +14,7 @@ from fine_core.data import by_path as data_by_path
 from fine_core.data import file_set
 from fine_core.data.by_path import DatasetPath, resolve
 from fine_core.data.pixels import to_uint8
+from fine_core.data.readers.base import Wanted
 from fine_core.data.readers.folder import centre_crop
 from fine_core.data.registry import dataset_info, image_size_of, load_dataset, short_name
 from fine_core.data.source import LANES, DataError
@@ -25,7 +26,7 @@ from trainables.training.prefetch import prefetch
 
 
 def load(text: str, *, image_size: int = 8, flips: bool = False):
-    name = resolve(text, image_size=image_size, flips=flips)
+    name = resolve(text, wanted=Wanted(image_size=image_size), flips=flips)
     return name, load_dataset(name, "train")
 
 
@@ -70,10 +71,12 @@ def test_the_crop_is_central_and_fills_the_square(size):
 
 def test_the_name_changes_with_the_files_and_a_changed_set_is_refused(tmp_path):
     image_folder(tmp_path / "a")
-    name = resolve(f"imagefolder:{tmp_path}/a", image_size=8, flips=True)
-    assert ",flips," in name and name != resolve(f"imagefolder:{tmp_path}/a", image_size=8, flips=False)
+    name = resolve(f"imagefolder:{tmp_path}/a", wanted=Wanted(image_size=8), flips=True)
+    assert ",flips," in name and name != resolve(f"imagefolder:{tmp_path}/a", wanted=Wanted(image_size=8), flips=False)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    assert resolve(f"imagefolder:{tmp_path}/b", image_size=8, flips=True)[-9:] == name[-9:], "the same files elsewhere"
+    assert resolve(f"imagefolder:{tmp_path}/b", wanted=Wanted(image_size=8), flips=True)[-9:] == name[-9:], (
+        "the same files elsewhere"
+    )
     picture(5, (30, 30)).save(tmp_path / "a" / "class-1" / "new.png")
     data_by_path._open.cache_clear()
     with pytest.raises(DataError, match="has changed since the sweep was planned; start the sweep again"):
@@ -111,7 +114,7 @@ def test_parquet_holds_the_same_images_whatever_its_layout(tmp_path):
 def streamed(monkeypatch, text: str):
     monkeypatch.setattr(file_set, "CACHE_LIMIT_BYTES", 0)
     data_by_path._open.cache_clear()
-    name = resolve(text, image_size=8, flips=False)
+    name = resolve(text, wanted=Wanted(image_size=8), flips=False)
     return data_by_path.info_by_path.__wrapped__(name).load()
 
 
@@ -236,7 +239,7 @@ def test_latents_are_drawn_from_their_posterior_at_their_scale(tmp_path):
     expected = (both[rows, drawn.flipped.long()] + 0.5 * drawn.noise) * 0.18215
     assert torch.allclose(data.take(rows, drawn), expected) and 0 < drawn.flipped.sum() < 20
     latent_shard(tmp_path / "unflipped.parquet", moments[:, :1], np.arange(20) % 3)
-    assert ",flips" not in resolve(f"parquet:{tmp_path}/unflipped.parquet", image_size=1, flips=True)
+    assert ",flips" not in resolve(f"parquet:{tmp_path}/unflipped.parquet", wanted=Wanted(image_size=1), flips=True)
 
 
 def one_file(tmp_path, **columns):
@@ -251,8 +254,8 @@ def one_file(tmp_path, **columns):
         (lambda p: f"imagefolder:{p}", "holds no image .*, nor do its subfolders"),
         (lambda p: "parquet:" + str(p / "nowhere"), "no such file or folder"),
         (lambda p: f"parquet:{p}", r"holds no \*.parquet file"),
-        (lambda p: one_file(p, picture=[b""], text=["a"]), "columns picture, text; it needs one of image, img"),
-        (lambda p: one_file(p, image=[b"x"], img=[b"x"]), "columns image, img; it needs one of image, img"),
+        (lambda p: one_file(p, picture=[b""], text=["a"]), "columns picture, text; which one holds the images"),
+        (lambda p: one_file(p, image=[b"x"], img=[b"x"]), "columns image, img; which one holds the images"),
         (lambda p: one_file(p, image=[b"x"] * 2, label=["cat", None]), "1 of 2 rows have no label; remove them"),
         (lambda p: one_file(p, image=[b"x"] * 2, label=[0, None]), "1 of 2 rows have no label; remove them"),
         (lambda p: one_file(p, image=[b"x"], label=[0.5]), "its column label holds fractions"),
@@ -274,7 +277,7 @@ def one_file(tmp_path, **columns):
 )
 def test_what_cannot_be_used_is_one_line(tmp_path, make, message):
     with pytest.raises(DataError, match=message) as error:
-        resolve(make(tmp_path), image_size=8, flips=True)
+        resolve(make(tmp_path), wanted=Wanted(image_size=8), flips=True)
     assert "\n" not in str(error.value)
 
 

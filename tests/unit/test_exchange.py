@@ -44,7 +44,7 @@ def test_to_diffusers_and_back_is_bit_exact_and_outputs_agree(config, tmp_path):
     with torch.no_grad():
         model.final_layer.linear.weight.mul_(0.1)  # outputs of about unit size
     export_diffusers(model, tmp_path / "model")
-    assert bitwise_equal(model, load_diffusers(tmp_path / "model"))
+    assert bitwise_equal(model, load_diffusers(tmp_path / "model")[0])
     transformer = load_pipeline(tmp_path / "model").transformer
     x, t, y = inputs(config)
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_plain_folders_need_nothing_of_ours_and_deviate(tmp_path):
     model = randomized(CONFIGS[1], seed=3).eval()
     export_diffusers(model, tmp_path / "plain", plain=True)
     transformer = DiTTransformer2DModel.from_pretrained(tmp_path / "plain" / "transformer")
-    assert type(transformer) is DiTTransformer2DModel and bitwise_equal(model, load_diffusers(tmp_path / "plain"))
+    assert type(transformer) is DiTTransformer2DModel and bitwise_equal(model, load_diffusers(tmp_path / "plain")[0])
     x, t, y = inputs(model.config)
     with torch.no_grad():
         deviation = (model(x, t, y) - transformer(x, timestep=t, class_labels=null_as_theirs(y, model.config)).sample).abs()
@@ -107,7 +107,7 @@ def test_a_folder_that_diffusers_made_has_its_own_timestep_features(tmp_path):
     for block in theirs.transformer_blocks[1:]:  # initialized apart, loaded from one model
         block.norm1.emb.load_state_dict(theirs.transformer_blocks[0].norm1.emb.state_dict())
     theirs.save_pretrained(tmp_path / "theirs")
-    model = load_diffusers(tmp_path / "theirs")
+    model, _ = load_diffusers(tmp_path / "theirs")
     assert model.config == DiTConfig(
         size=ModelSize(depth=3, width=32, num_heads=2), input_size=8, num_classes=10, timestep_freq_shift=1
     )
@@ -252,7 +252,7 @@ def damaged(folder: Path, what: str) -> Path:
     ("what", "message"),
     [
         ("truncated", "is not a readable safetensors file"),
-        ("other tensors", "these are not the tensors of a DiT"),
+        ("other tensors", "holds no state dict of a DiT"),
         ("truncated pt", "is not a readable checkpoint"),
         ("text", "is refused"),
         ("list", "holds no state dict"),

@@ -77,7 +77,7 @@ def test_the_picked_model_is_dense_sampled_by_diffusers_and_registered(store, tm
 
     job = tiny_transfer(content["method"])
     expected = load_transferred(job, store)
-    for model in (load_model(out / "model.safetensors"), load_diffusers(out / "diffusers")):
+    for model in (load_model(out / "model.safetensors"), load_diffusers(out / "diffusers")[0]):
         assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), expected.state_dict().values(), strict=True))
     pipeline = load_pipeline(out / "diffusers")
     pipeline.set_progress_bar_config(disable=True)

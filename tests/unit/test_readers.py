@@ -9,6 +9,7 @@ import torch
 
 from fine_core.data import by_path
 from fine_core.data.by_path import resolve
+from fine_core.data.readers.base import Wanted
 from fine_core.data.readers.registry import READERS
 from fine_core.data.registry import dataset_info, load_dataset
 from tests.pictures import image_folder, image_shards, latent_shard
@@ -21,6 +22,7 @@ def _latents(root: Path) -> Path:
     return root
 
 
+SIZE = Wanted(image_size=8)
 # format -> makes a set of it, in a folder that is not there yet
 SETS: dict[str, list[Callable[[Path], Path]]] = {
     "imagefolder": [image_folder],
@@ -33,7 +35,7 @@ CASES = [(kind, make) for kind, makers in SETS.items() for make in makers]
 def case(request, tmp_path):
     kind, make = request.param
     path = make(tmp_path / "set")
-    return kind, path, READERS[kind](str(path), 8)
+    return kind, path, READERS[kind](str(path), SIZE)
 
 
 def test_every_reader_has_a_set_here():
@@ -54,7 +56,7 @@ def test_rows_do_not_depend_on_the_order_in_which_they_are_read(case):
     kind, path, reader = case
     number = len(reader.labels)
     order = torch.randperm(number, generator=torch.Generator().manual_seed(0))
-    again = READERS[kind](str(path), 8)
+    again = READERS[kind](str(path), SIZE)
     one_by_one = torch.cat([again.read(order[i : i + 1]) for i in range(number)])
     assert torch.equal(reader.read(order), one_by_one)
     assert torch.equal(reader.read(torch.tensor([1, 1])), reader.read(torch.tensor([1])).expand(2, *reader.row_shape))
@@ -62,17 +64,17 @@ def test_rows_do_not_depend_on_the_order_in_which_they_are_read(case):
 
 def test_the_fingerprint_is_that_of_the_files(case):
     kind, path, reader = case
-    assert READERS[kind](str(path), 8).fingerprint == reader.fingerprint
+    assert READERS[kind](str(path), SIZE).fingerprint == reader.fingerprint
     first = sorted(file for file in path.rglob("*") if file.is_file())[0]
     last = sorted(file for file in path.rglob("*") if file.is_file())[-1]
     (first.with_name(f"another{first.suffix}")).write_bytes(last.read_bytes())
-    assert READERS[kind](str(path), 8).fingerprint != reader.fingerprint
+    assert READERS[kind](str(path), SIZE).fingerprint != reader.fingerprint
 
 
 def test_a_sweep_can_name_it(case):
     kind, path, reader = case
     by_path._open.cache_clear()
-    name = resolve(f"{kind}:{path}", image_size=8, flips=False)
+    name = resolve(f"{kind}:{path}", wanted=SIZE, flips=False)
     info, data = dataset_info(name), load_dataset(name, "train")
     assert (len(data), info.num_classes) == (len(reader.labels), int(reader.labels.max()) + 1)
     images = data.take(torch.arange(3))
@@ -82,5 +84,5 @@ def test_a_sweep_can_name_it(case):
 @pytest.mark.parametrize("kind", READERS)
 def test_what_is_not_there_is_one_line(kind, tmp_path):
     with pytest.raises(ValueError, match="no such") as error:
-        READERS[kind](str(tmp_path / "nowhere"), 8)
+        READERS[kind](str(tmp_path / "nowhere"), SIZE)
     assert "\n" not in str(error.value)

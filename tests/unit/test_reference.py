@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from fine_core.checkpoints.native import CheckpointError, save_tensors
+from fine_core.evaluation import adm
 from fine_core.evaluation import reference as reference_module
+from fine_core.evaluation.adm import reference_from_adm, save_samples_npz
 from fine_core.evaluation.features import Features, extract_features
 from fine_core.evaluation.metrics import DEFAULT_METRICS
 from fine_core.evaluation.metrics.asked import compute_metrics, obtainable
@@ -17,8 +19,6 @@ from fine_core.evaluation.reference import (
     MomentsAccumulator,
     Reference,
     ReferenceBuilder,
-    reference_from_adm,
-    save_samples_npz,
 )
 from fine_core.evaluation.samples import SampleBuilder, fields_of
 
@@ -121,7 +121,7 @@ def test_published_moments_give_the_closed_form(tmp_path):
 
 
 def test_images_of_a_published_reference_give_the_features_and_what_moments_it_lacks(tmp_path, monkeypatch):
-    monkeypatch.setattr(reference_module, "IMAGES_AT_ONCE", 5)
+    monkeypatch.setattr(adm, "IMAGES_AT_ONCE", 5)
     monkeypatch.setattr(reference_module, "MAX_KEPT_FEATURES", 9)
     expected = extract_features(Channels(), images(12))
     np.savez(tmp_path / "images.npz", arr_0=nhwc(12), arr_1=np.arange(12))

@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from fine_core.checkpoints.native import CheckpointError, save_model
 from fine_core.data.by_path import resolve
 from fine_core.data.latents import VAE_WEIGHTS, decode, encode, load_vae, write_latents
+from fine_core.data.readers.base import Wanted
 from fine_core.data.source import LatentInfo
 from fine_core.dit import DiT, DiTConfig, ModelSize
+from fine_core.evaluation.adm import save_samples_npz
 from fine_core.evaluation.extractors.given import load_given_extractor, weights_sha256
 from fine_core.evaluation.metrics.asked import MetricUnavailable
-from fine_core.evaluation.reference import Reference, save_samples_npz
+from fine_core.evaluation.reference import Reference
 from fine_core.sampling.sampler import SamplerSpec
 from fine_core.transfer.bank import load_bank
 from sweeps.command_line.options import grid_from, grid_options
@@ -68,7 +70,7 @@ def extractor_of(place, dataset: str, **fields) -> GivenExtractorSpec:
 
 
 def images(place, size: int = 8) -> str:
-    return resolve(f"imagefolder:{place}/images", image_size=size, flips=True)
+    return resolve(f"imagefolder:{place}/images", wanted=Wanted(image_size=size), flips=True)
 
 
 def trial_on(dataset: str, *, channels: int, size: int, **changes) -> BaseModelSpec:
@@ -114,7 +116,7 @@ def latents(place):
     """The name of a dataset of latents."""
     from fine_core.data.registry import load_dataset
 
-    name = resolve(f"imagefolder:{place}/images", image_size=16, flips=False)
+    name = resolve(f"imagefolder:{place}/images", wanted=Wanted(image_size=16), flips=False)
     data = load_dataset(name, "pool")
     vae, job = load_vae(place / "vae" / "config.json", place / "vae" / VAE_WEIGHTS), vae_spec(place / "vae")
     info = LatentInfo(vae_sha256=job.sha256, scale=0.5, data=name, image_size=16)
@@ -122,7 +124,7 @@ def latents(place):
     (place / "latents").mkdir()
     store = Store(place / "latents")
     write_latents(store.filesystem, f"{store.root}/part.parquet", moments, data.labels, info)
-    return resolve(f"parquet:{place}/latents", image_size=1, flips=True)
+    return resolve(f"parquet:{place}/latents", wanted=Wanted(image_size=1), flips=True)
 
 
 def test_what_models_of_latents_draw_is_decoded_and_compared_with_the_images(place, latents, tmp_path):
@@ -153,7 +155,7 @@ def test_latents_equal_those_of_diffusers_and_keep_the_mirror_images(place, late
 
     data, pixels = (
         load_dataset(latents, "train"),
-        load_dataset(resolve(f"imagefolder:{place}/images", image_size=16, flips=False), "train"),
+        load_dataset(resolve(f"imagefolder:{place}/images", wanted=Wanted(image_size=16), flips=False), "train"),
     )
     their = AutoencoderKL.from_pretrained(place / "vae").eval()
     with torch.no_grad():

@@ -1,6 +1,8 @@
 """Folders and tables of images as people have them: what is taken, what is left out, and what is said of it."""
 
 import io
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,9 @@ from click.testing import CliRunner
 from PIL import Image
 from pyarrow import parquet
 
+from fine_core.data import by_path
 from fine_core.data.by_path import notes_of, resolve
+from fine_core.data.readers.base import Wanted
 from fine_core.data.readers.folder import decode
 from fine_core.data.registry import dataset_info, load_dataset
 from fine_core.data.source import DataError
@@ -26,7 +30,7 @@ def png(image: Image.Image, **options) -> bytes:
 
 
 def opened(text: str):
-    name = resolve(text, image_size=8, flips=False)
+    name = resolve(text, wanted=Wanted(image_size=8), flips=False)
     return load_dataset(name, "train"), notes_of(name), dataset_info(name)
 
 
@@ -114,9 +118,9 @@ def labels_of(path: Path):
     [
         (["b", "a", "b"], [1, 0, 1], "classes in alphabetical order: 0 = a, 1 = b"),
         (pa.array(["b", "a", "b"]).dictionary_encode(), [1, 0, 1], "classes in alphabetical order: 0 = a, 1 = b"),
-        ([True, False, True], [1, 0, 1], None),
+        ([True, False, True], [1, 0, 1], "classes: 0 = false, 1 = true"),
         ([2.0, 0.0, 1.0], [2, 0, 1], None),
-        ([3, 1, 3], [3, 1, 3], None),
+        ([3, 1, 3], [3, 1, 3], "4 classes, of which 2 have no image: 0, 2"),
         ([100_001, 1, 7], [2, 0, 1], "3 classes numbered anew, as their labels go up to 100001: 0 = 1, 1 = 7, 2 = 100001"),
     ],
 )
@@ -147,15 +151,136 @@ def test_names_are_numbered_over_all_files(tmp_path):
 def test_shards_of_several_splits_ask_for_one(tmp_path):
     for name in ("train-00000-of-00002", "train-00001-of-00002", "validation-00000-of-00001", "test-00000-of-00001"):
         table(tmp_path / f"{name}.parquet", [0, 1])
-    with pytest.raises(DataError, match=r"holds the splits test, train, validation; name one, such as parquet:.*/test-\*"):
+    with pytest.raises(DataError, match=r"holds the splits train, test, validation; name one, such as parquet:.*/train-\*"):
         labels_of(tmp_path)
     assert len(labels_of(f"{tmp_path}/train-*.parquet")[0]) == 4 and len(labels_of(f"{tmp_path}/test-*")[0]) == 2
     with pytest.raises(DataError, match=r"holds no dev-\* file"):
         labels_of(f"{tmp_path}/dev-*")
 
 
+def test_hive_folders_are_labels(tmp_path):
+    for name, numbers in {"label=dog": [1], "label=cat": [2, 3], "label=a%20b": [4]}.items():
+        (tmp_path / "named" / name).mkdir(parents=True)
+        table(tmp_path / "named" / name / "x.parquet", numbers, label=None)
+    assert labels_of(tmp_path / "named")[:2] == ([0, 1, 1, 2], ("classes in alphabetical order: 0 = a b, 1 = cat, 2 = dog",))
+    for name in ("split=train/label=1", "split=train/label=0"):
+        (tmp_path / "numbered" / name).mkdir(parents=True)
+        table(tmp_path / "numbered" / name / "x.parquet", [5], label=None)
+    (tmp_path / "numbered" / "_SUCCESS").touch()
+    (tmp_path / "numbered" / "split=train" / "label=1" / "._x.parquet").write_bytes(b"of macOS")
+    assert labels_of(tmp_path / "numbered")[:2] == ([0, 1], ())
+
+
 def test_a_folder_of_folders_says_which(tmp_path):
-    (tmp_path / "label=0").mkdir()
-    table(tmp_path / "label=0" / "x.parquet", [0])
-    with pytest.raises(DataError, match="its subfolders are label=0: name one"):
+    (tmp_path / "data").mkdir()
+    table(tmp_path / "data" / "x.parquet", [0])
+    with pytest.raises(DataError, match="its subfolders are data: name one"):
         labels_of(tmp_path)
+
+
+def test_files_with_other_columns_are_refused(tmp_path):
+    table(tmp_path / "0.parquet", [0, 1])
+    table(tmp_path / "1.parquet", [0, 1], image="img")
+    with pytest.raises(DataError, match="1.parquet has img and label, but .*0.parquet has image and label; write them alike"):
+        labels_of(tmp_path)
+
+
+def test_columns_can_be_named(tmp_path):
+    rows = {"photo": [encoded(n) for n in range(3)], "image": [encoded(n) for n in range(3)], "sort": ["b", "a", "b"]}
+    parquet.write_table(pa.table(rows), tmp_path / "x.parquet")
+    wanted = Wanted(image_size=8, image_column="photo", label_column="sort")
+    name = resolve(f"parquet:{tmp_path}/x.parquet", wanted=wanted, flips=False)
+    assert ",image=photo,label=sort," in name and load_dataset(name, "train").labels.tolist() == [1, 0, 1]
+    for bad in (replace(wanted, image_column="nothing"), replace(wanted, label_column="nothing")):
+        with pytest.raises(DataError, match="has no column 'nothing'; it has photo, image, sort"):
+            resolve(f"parquet:{tmp_path}/x.parquet", wanted=bad, flips=False)
+
+
+def test_names_of_classes_that_datasets_wrote_are_said(tmp_path):
+    features = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    rows = pa.table({"image": [encoded(0), encoded(1)], "label": [1, 0]})
+    parquet.write_table(rows.replace_schema_metadata({"huggingface": json.dumps(features)}), tmp_path / "x.parquet")
+    assert labels_of(tmp_path / "x.parquet")[1] == ("classes: 0 = cat, 1 = dog",)
+
+
+def test_images_that_are_missing_after_the_first_row_are_seen_while_planning(tmp_path):
+    images = [{"bytes": encoded(0), "path": "0.png"}, *({"bytes": None, "path": f"{n}.png"} for n in range(1, 4))]
+    parquet.write_table(pa.table({"image": images, "label": [0] * 4}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="3 of 4 images are missing or only named; embed them"):
+        labels_of(tmp_path / "x.parquet")
+
+
+def test_whole_fractions_are_numbers_and_others_are_refused(tmp_path):
+    with pytest.raises(DataError, match="its column label holds fractions"):
+        labels_of(table(tmp_path / "x.parquet", [0.5, 1.0]))
+    with pytest.raises(DataError, match="label -1 is negative, which datasets write for a missing one"):
+        labels_of(table(tmp_path / "y.parquet", [-1, 1]))
+
+
+@pytest.mark.parametrize("names", [("train", "test", "extra"), ("training", "cats")])
+def test_splits_beside_another_folder_ask_for_one(names, tmp_path):
+    for name in names:
+        image_folder(tmp_path / name, classes=2, per_class=2)
+    with pytest.raises(DataError, match=f"beside other folders; name one, such as imagefolder:{tmp_path}/{names[0]}"):
+        opened(f"imagefolder:{tmp_path}")
+
+
+def test_one_class_may_be_called_as_a_split(tmp_path):
+    for name in ("test", "cats"):
+        image_folder(tmp_path / name, classes=1, per_class=2)
+    assert opened(f"imagefolder:{tmp_path}")[2].num_classes == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_labels_of_a_metadata_file(kind, tmp_path):
+    for number in range(4):
+        picture(number).save(tmp_path / f"{number}.png")
+    rows = {"2.png": "dog", "0.png": "cat", "1.png": "dog"}
+    if kind == "csv":
+        lines = ["\ufefffile_name,label,text", *(f"{file},{label},x" for file, label in rows.items())]
+    else:
+        lines = [json.dumps({"file_name": file, "label": label}) for file, label in rows.items()]
+    (tmp_path / f"metadata.{kind}").write_text("\n".join(lines))
+    found, notes, info = opened(f"imagefolder:{tmp_path}")
+    assert found.labels.tolist() == [0, 1, 1] and info.num_classes == 2
+    assert notes == (
+        f"labels are those of metadata.{kind}",
+        "classes in alphabetical order: 0 = cat, 1 = dog",
+        f"left out, as metadata.{kind} does not name them: 3.png",
+    )
+    (tmp_path / "1.png").unlink()
+    by_path._open.cache_clear()
+    with pytest.raises(DataError, match=f"metadata.{kind} names 1.png, which are not there"):
+        opened(f"imagefolder:{tmp_path}")
+
+
+def test_a_metadata_file_of_texts_leaves_the_folders_as_classes(tmp_path):
+    image_folder(tmp_path, classes=2, per_class=2)
+    (tmp_path / "metadata.csv").write_text("file_name,text\nclass-0/0.png,a picture\n")
+    assert opened(f"imagefolder:{tmp_path}")[2].num_classes == 2
+    wanted = Wanted(image_size=8, label_column="sort")
+    with pytest.raises(DataError, match="has no metadata.csv or metadata.jsonl with file_name and 'sort'"):
+        resolve(f"imagefolder:{tmp_path}", wanted=wanted, flips=False)
+    (tmp_path / "metadata.csv").write_text("file,text\nclass-0/0.png,a picture\n")
+    with pytest.raises(DataError, match="has rows without file_name"):
+        resolve(f"imagefolder:{tmp_path}", wanted=wanted, flips=False)
+
+
+def test_a_folder_that_leads_back_to_itself_is_refused(tmp_path):
+    image_folder(tmp_path, classes=2, per_class=2)
+    (tmp_path / "class-0" / "again").symlink_to(tmp_path / "class-0")
+    with pytest.raises(DataError, match="class-0/again leads back to a folder above it; remove the link"):
+        opened(f"imagefolder:{tmp_path}")
+
+
+def test_how_many_images_are_transparent_or_turned_is_said(tmp_path):
+    image_folder(tmp_path, classes=1, per_class=3)
+    picture(5).convert("RGBA").save(tmp_path / "class-0" / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(6).save(tmp_path / "class-0" / "b.png", exif=exif)
+    _, notes, _ = opened(f"imagefolder:{tmp_path}")
+    assert notes == (
+        "1 of 5 images have transparent parts, which become white",
+        "1 of 5 images are turned upright by their EXIF data",
+    )

@@ -15,6 +15,7 @@ import resource, sys
 import torch
 from pathlib import Path
 from fine_core.data.registry import load_dataset
+from fine_core.data.readers.base import Wanted
 from fine_core.data.by_path import resolve
 from trainables.training.batches import DenoisingBatches
 from trainables.training.prefetch import prefetch
@@ -24,7 +25,7 @@ torch.set_num_threads(1)
 def memory(field):
     return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1]) * 1024
 
-name = resolve("parquet:" + sys.argv[1], image_size=8, flips=False)
+name = resolve("parquet:" + sys.argv[1], wanted=Wanted(image_size=8), flips=False)
 data = load_dataset(name, "train")
 batches = DenoisingBatches(data, TrainingSpec(steps=1, batch_size=64), null_label=4, seed=0, device=torch.device("cpu"))
 next(iter(prefetch(batches, range(1), rank=0, num_workers=1)))  # what is imported late is there now

@@ -16,7 +16,7 @@ from fine_core.dit import DiT, DiTConfig
 from fine_core.evaluation.features import extract_features
 from fine_core.evaluation.finite import check_finite_model, not_finite
 from fine_core.evaluation.metrics.asked import compute_metrics, needs_of, obtainable
-from fine_core.evaluation.protocol import Protocol
+from fine_core.evaluation.protocol import EvaluationSpec, Protocol
 from fine_core.evaluation.samples import SampleBuilder, fields_of
 from fine_core.sampling.draw import Tail, draw_batch
 from trainables.jobs.context import JobContext, Result
@@ -70,7 +70,7 @@ class ScoreKind(JobKind):
         if job.replaced_steps and isinstance(job.scored, TransferSpec):
             tail = Tail(model=load_base(job.scored, store).to(run.device).eval(), steps=job.replaced_steps)
         scorer = load_scorer(job.extractor, store, run.device)
-        names = _obtainable(job.evaluation.metrics, scorer, model.config, run.device)
+        names = _obtainable(job.evaluation, scorer, model.config, run.device)
         taken, shown = _take_samples(job, model, scorer, needs_of(names), run=run, tail=tail)
         parts = run.gather_to_first(taken)
         values: dict[str, float] = {}
@@ -88,12 +88,18 @@ class ScoreKind(JobKind):
         return Result(metrics=metrics, history=history, protocol=protocol)
 
 
-def _obtainable(names: tuple[str, ...], scorer: Scorer, config: DiTConfig, device: torch.device) -> tuple[str, ...]:
+def _obtainable(evaluation: EvaluationSpec, scorer: Scorer, config: DiTConfig, device: torch.device) -> tuple[str, ...]:
     """The metrics that can be had: known on all ranks before anything is drawn, from the features of noise."""
     shape = (1, config.in_channels, config.input_size, config.input_size)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
     features = extract_features(scorer.extractor, scorer.to_images(noise))
-    return obtainable(names, of_samples=fields_of(features), of_reference=scorer.reference.fields)
+    reference = scorer.reference
+    return obtainable(
+        evaluation.metrics,
+        of_samples=fields_of(features),
+        of_reference=reference.fields,
+        num_images=min([evaluation.num_samples, *([] if reference.features is None else [len(reference.features)])]),
+    )
 
 
 def _take_samples(

@@ -13,10 +13,11 @@ from fine_core.data.latents import VAE_CONFIG, VAE_WEIGHTS, decode, load_vae
 from fine_core.data.pixels import to_uint8
 from fine_core.data.registry import dataset_info, load_dataset, reference_dataset, rows_in_mixed_order
 from fine_core.data.source import DataError
+from fine_core.evaluation.adm import reference_from_adm
 from fine_core.evaluation.extractors.classifier import load_extractor, save_extractor, train_extractor
 from fine_core.evaluation.extractors.given import load_given_extractor, weights_sha256
 from fine_core.evaluation.features import extract_features
-from fine_core.evaluation.reference import Reference, ReferenceBuilder, reference_from_adm
+from fine_core.evaluation.reference import Reference, ReferenceBuilder
 from trainables.jobs.context import JobContext, Result
 from trainables.jobs.kind import JobKind, Workers
 from trainables.jobs.work import Work

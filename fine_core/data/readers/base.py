@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,6 +14,15 @@ from fine_core.data.source import DataError
 
 MAX_CORRUPT_SHARE = 0.01  # share of a set's images; one is always allowed
 CORRUPT_NAMES = 5  # number of names that an error lists
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a set is opened for: the side of its images in pixels, and columns that have no usual name."""
+
+    image_size: int
+    image_column: str | None = None
+    label_column: str | None = None
 
 
 class Reader(Protocol):

@@ -1,41 +1,56 @@
-"""The columns of a table of images: which hold images and labels, and the labels as class numbers."""
+"""The columns of a table of images: which hold images and labels, and what can be known of them before they are read."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from fine_core.data.readers.base import MAX_CORRUPT_SHARE, Wanted
+from fine_core.data.readers.labels import LABEL_NAMES, whole_numbers
 from fine_core.data.source import DataError
 
 LATENT = "latent"
 IMAGE_NAMES = ("image", "img", "images", "jpg", "png")
-LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category")
-MAX_UNUSED = 1000  # class numbers without an image: beyond, labels count as names and are numbered anew
-SHOWN = 12  # classes in a note
+EMBED = "embed them (`datasets`: embed_table_storage before to_parquet), or use imagefolder:"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """`values`: of images or latents. `label`: None in a set of one class."""
+    """`values`: of images or latents. `label`: None in a set without labels."""
 
     values: str
     label: str | None
 
     @classmethod
-    def of(cls, schema: pa.Schema, file: str) -> Columns:
-        """The columns by the names that are usual. Raises DataError if there is none, or more than one, for the images."""
-        values = [name for name in (*IMAGE_NAMES, LATENT) if name in schema.names]
-        labels = [name for name in LABEL_NAMES if name in schema.names]
+    def of(cls, schema: pa.Schema, file: str, wanted: Wanted) -> Columns:
+        """The columns that are wanted, or those with usual names. Raises DataError if they are not there, or unclear."""
+        for name in (wanted.image_column, wanted.label_column):
+            if name is not None and name not in schema.names:
+                raise DataError(f"{file} has no column {name!r}; it has {', '.join(schema.names)}")
+        usual = (*IMAGE_NAMES, LATENT)
+        values = [wanted.image_column] if wanted.image_column else [name for name in usual if name in schema.names]
+        labels = [wanted.label_column] if wanted.label_column else [name for name in LABEL_NAMES if name in schema.names]
         if len(values) != 1:
-            wanted = f"one of {', '.join(IMAGE_NAMES)} or {LATENT}"
-            raise DataError(f"{file} has the columns {', '.join(schema.names)}; it needs {wanted}, and label")
+            has = f"{file} has the columns {', '.join(schema.names)}"
+            raise DataError(f"{has}; which one holds the images? Name it with --image-column")
         (name,) = values
         if name != LATENT and not _holds_bytes(schema.field(name).type):
             raise DataError(f"{file}: its images are {schema.field(name).type}; they must be encoded images as bytes")
         return cls(values=name, label=labels[0] if labels else None)
+
+
+def common_columns(found: list[Columns], files: list[str]) -> Columns:
+    """Those of all files. Raises DataError if they differ."""
+    for columns, file in zip(found, files, strict=True):
+        if columns != found[0]:
+            what = " and ".join(filter(None, (columns.values, columns.label or "no label")))
+            other = " and ".join(filter(None, (found[0].values, found[0].label or "no label")))
+            raise DataError(f"{file} has {what}, but {files[0]} has {other}; write them alike, or name one file")
+    return found[0]
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -46,24 +61,39 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 
 
 def check_has_bytes(opened: parquet.ParquetFile, columns: Columns, file: str) -> None:
-    """Raises DataError for images that are only named: their files may be elsewhere on the machines that train."""
-    if columns.values == LATENT or not opened.metadata.num_rows:
+    """Raises DataError for images that are missing, or only named: their files may be elsewhere on the machines that train.
+
+    The first row is read; of the others the file's own count of missing values is taken, where it has one.
+    """
+    rows = opened.metadata.num_rows
+    if columns.values == LATENT or not rows:
         return
     try:
         first = next(opened.iter_batches(batch_size=1, columns=[columns.values]))[columns.values][0].as_py()
     except (pa.ArrowException, OSError, StopIteration):
         return  # a damaged page is named when it is read
     if isinstance(first, dict) and first.get("bytes") is None and first.get("path"):
-        raise DataError(
-            f"{file} names its images ({first['path']}) and does not hold them; embed them "
-            "(`datasets`: embed_table_storage before to_parquet), or use imagefolder:"
-        )
+        raise DataError(f"{file} names its images ({first['path']}) and does not hold them; {EMBED}")
+    missing = _missing(opened.metadata, columns.values)
+    if missing > max(1, MAX_CORRUPT_SHARE * rows):
+        raise DataError(f"{file}: {missing} of {rows} images are missing or only named; {EMBED}")
 
 
-def labels_in(opened: parquet.ParquetFile, columns: Columns, file: str) -> pa.Array:
+def _missing(metadata: parquet.FileMetaData, column: str) -> int:
+    """How many images have no bytes, by the statistics of the file."""
+    count = 0
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(index)
+            if chunk.path_in_schema in (column, f"{column}.bytes") and chunk.is_stats_set and chunk.statistics.has_null_count:
+                count += chunk.statistics.null_count
+    return count
+
+
+def labels_in(opened: parquet.ParquetFile, columns: Columns, file: str) -> np.ndarray:
     """The labels of a file's rows as they are written. Raises DataError for rows without one, or of another kind."""
     if columns.label is None:
-        return pa.array(np.zeros(opened.metadata.num_rows, dtype=np.int64))
+        return np.zeros(opened.metadata.num_rows, dtype=np.int64)
     column = opened.read(columns=[columns.label])[columns.label].combine_chunks()
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -72,38 +102,18 @@ def labels_in(opened: parquet.ParquetFile, columns: Columns, file: str) -> pa.Ar
         raise DataError(f"{file}: {missing} of {len(column)} rows have no {columns.label}; remove them or label them")
     kind = column.type
     if pa.types.is_floating(kind):
-        values = column.to_numpy(zero_copy_only=False)
-        if not np.all(np.isfinite(values) & (values == np.floor(values))):
-            raise DataError(f"{file}: its column {columns.label} holds fractions; labels are whole numbers or names")
-        return pa.array(values.astype(np.int64))
+        return whole_numbers(column.to_numpy(zero_copy_only=False), f"{file}: its column {columns.label}")
     if pa.types.is_boolean(kind) or pa.types.is_integer(kind):
-        return column.cast(pa.int64())
+        return column.to_numpy(zero_copy_only=False)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return column.cast(pa.string())
+        return np.array(column.to_pylist(), dtype=object)
     raise DataError(f"{file}: its column {columns.label} is {kind}; labels are whole numbers or names")
 
 
-def number_labels(parts: list[pa.Array], columns: Columns, path: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Class numbers (N,), int64, and what is said of them. Names are numbered in alphabetical order, over all files."""
-    kinds = {part.type for part in parts}
-    if len(kinds) > 1:
-        raise DataError(f"{path}: labels are {' and '.join(map(str, kinds))} in different files; write them alike")
-    values = np.concatenate([part.to_numpy(zero_copy_only=False) for part in parts])
-    notes = [] if columns.label else ["it has no column of labels, so it is one class"]
-    if columns.label not in (None, "label"):
-        notes.append(f"labels are those of its column {columns.label}")
-    distinct = np.unique(values)
-    if pa.string() in kinds:
-        notes.append(f"classes in alphabetical order: {_listed(distinct)}")
-        return np.searchsorted(distinct, values).astype(np.int64), tuple(notes)
-    if distinct[0] < 0:
-        raise DataError(f"{path}: label {distinct[0]} is negative")
-    if distinct[-1] + 1 - len(distinct) > MAX_UNUSED:
-        notes.append(f"{len(distinct)} classes numbered anew, as their labels go up to {distinct[-1]}: {_listed(distinct)}")
-        return np.searchsorted(distinct, values).astype(np.int64), tuple(notes)
-    return values.astype(np.int64), tuple(notes)
-
-
-def _listed(names: np.ndarray) -> str:
-    shown = ", ".join(f"{number} = {name}" for number, name in enumerate(names[:SHOWN]))
-    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+def class_names(schema: pa.Schema, column: str | None) -> list[str]:
+    """The names of the class numbers, where Hugging Face's `datasets` has left them in the schema."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return [str(name) for name in features[column]["names"]]
+    except (KeyError, TypeError, ValueError):
+        return []

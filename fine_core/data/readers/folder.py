@@ -13,11 +13,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fine_core.data.readers.base import CorruptImages, fingerprint_of
+from fine_core.data.readers.base import CorruptImages, Wanted, fingerprint_of
 from fine_core.data.readers.image_files import find_images
 from fine_core.data.source import DataError
 
 DECODE_THREADS = 4
+EXAMINED = 1000  # images whose header is read to say how many are transparent or turned
+ORIENTATION = 0x0112  # in EXIF data; 1 is upright
 
 
 def centre_crop(image: Image.Image, image_size: int) -> Image.Image:
@@ -48,6 +50,22 @@ def decode(content: bytes, image_size: int) -> Tensor | None:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what PIL raises on damaged files
         return None
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _changed(files: list[str]) -> tuple[str, ...]:
+    """How many images have transparency or are not stored upright, among some that are spread over the set."""
+    some = files[:: -(-len(files) // EXAMINED)]
+    transparent = turned = 0
+    for file in some:
+        try:
+            with Image.open(file) as image:
+                transparent += image.has_transparency_data
+                turned += image.getexif().get(ORIENTATION, 1) != 1
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # a damaged image is named when it is read
+    of = f"of {len(some):,}{' examined' if len(some) < len(files) else ''} images"
+    counts = {"have transparent parts, which become white": transparent, "are turned upright by their EXIF data": turned}
+    return tuple(f"{count:,} {of} {what}" for what, count in counts.items() if count)
 
 
 def decode_rows(reader: FolderReader, rows: Tensor) -> Tensor:
@@ -85,13 +103,15 @@ class FolderReader:
     group_sizes = None
     dtype = torch.uint8
 
-    def __init__(self, path: str, image_size: int) -> None:
+    def __init__(self, path: str, wanted: Wanted) -> None:
         root = Path(path)
         if not root.is_dir():
             raise DataError(f"no such folder: {path}")
-        self.root, self.row_shape = root, (3, image_size, image_size)
-        found = find_images(root)
-        self.files, self.notes = found.files, found.notes
+        self.root, self.row_shape = root, (3, wanted.image_size, wanted.image_size)
+        if wanted.image_column is not None:
+            raise DataError(f"--image-column is of tables; {path} is a folder of images, leave it out")
+        found = find_images(root, wanted)
+        self.files, self.notes = found.files, (*found.notes, *_changed(found.files))
         self.labels = torch.tensor(found.labels)
         self.corrupt = CorruptImages(len(self.files))
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
+from fine_core.data.readers.base import Wanted
+from fine_core.data.readers.labels import from_text, number_labels
+from fine_core.data.readers.metadata import Metadata, metadata_of
 from fine_core.data.source import DataError
+from fine_core.text import listed
 
 SYSTEM_FOLDERS = ("@eaDir", "__MACOSX", "__pycache__", "$RECYCLE.BIN", "System Volume Information", "lost+found", "#recycle")
 SPLITS = ("train", "training", "val", "valid", "validation", "dev", "test", "testing")
+TRAIN = ("train", "training")
 STUBS = ("BUFR", "GRIB", "HDF5", "MPEG")  # formats that Pillow names and does not read
 NAMED = 3  # left-out things in a note
 
@@ -39,15 +44,19 @@ def is_hidden(path: Path) -> bool:
     return path.name.startswith(".") or path.name in SYSTEM_FOLDERS
 
 
-def find_images(root: Path) -> ImageFiles:
-    """Raises DataError for a folder without images, or whose subfolders are splits."""
+def find_images(root: Path, wanted: Wanted) -> ImageFiles:
+    """Raises DataError for a folder without images, that cannot be read, or whose subfolders are splits."""
     entries = [entry for entry in sorted(root.iterdir()) if not is_hidden(entry)]
     folders = [entry for entry in entries if entry.is_dir()]
     loose = [entry for entry in entries if entry.is_file()]
-    if folders and all(folder.name.lower() in SPLITS for folder in folders):
-        splits = ", ".join(folder.name for folder in folders)
-        raise DataError(f"{root} holds the splits {splits}; name one, such as imagefolder:{folders[0]}")
-    if not folders:
+    _check_no_splits(root, folders)
+    table = metadata_of(root, loose)
+    column = None if table is None else table.label_column(wanted.label_column)
+    if wanted.label_column and column is None:
+        raise DataError(f"{root} has no metadata.csv or metadata.jsonl with file_name and {wanted.label_column!r}")
+    if table is not None and column is not None:
+        found = _by_table(root, table, column, [*(loose), *(file for folder in folders for file in _below(folder))])
+    elif not folders:
         images, others = _apart(loose)
         found = ImageFiles(files=list(map(str, images)), labels=[0] * len(images), notes=_notes(others=others))
     else:
@@ -55,6 +64,31 @@ def find_images(root: Path) -> ImageFiles:
     if not found.files:
         raise DataError(f"{root} holds no image that Pillow reads, nor do its subfolders; name another folder")
     return found
+
+
+def _check_no_splits(root: Path, folders: list[Path]) -> None:
+    """Raises DataError for `train`, `test` and the like, also beside other folders: they are no classes."""
+    splits = [folder for folder in folders if folder.name.lower() in SPLITS]
+    if splits and (len(splits) == len(folders) or len(splits) > 1 or splits[0].name.lower() in TRAIN):
+        splits.sort(key=lambda folder: (folder.name.lower() not in TRAIN, folder.name))
+        beside = "" if len(splits) == len(folders) else ", beside other folders"
+        names = ", ".join(folder.name for folder in splits)
+        raise DataError(f"{root} holds the splits {names}{beside}; name one, such as imagefolder:{splits[0]}")
+
+
+def _by_table(root: Path, table: Metadata, column: str, present: list[Path]) -> ImageFiles:
+    """The images that a table names, in the order of their names, with the labels of its column."""
+    rows = sorted(zip(table.file_names(root), table.labels(column), strict=True))
+    files, labels = [file for file, _ in rows], from_text([label for _, label in rows])
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise DataError(f"{table.path} names {listed([m.name for m in missing])}, which are not there")
+    unnamed = sorted(set(_apart(present)[0]) - set(files))
+    numbers, notes = number_labels([labels], str(table.path), column=column)
+    notes = (f"labels are those of {table.path.name}", *notes)
+    if unnamed:
+        notes += (f"left out, as {table.path.name} does not name them: {listed([file.name for file in unnamed], first=NAMED)}",)
+    return ImageFiles(files=list(map(str, files)), labels=numbers.tolist(), notes=notes)
 
 
 def _by_class(folders: list[Path], loose: list[Path]) -> ImageFiles:
@@ -75,11 +109,24 @@ def _by_class(folders: list[Path], loose: list[Path]) -> ImageFiles:
 def _below(folder: Path) -> list[Path]:
     """All files below a folder in torchvision's order, which names of sets stand on."""
     found: list[Path] = []
-    for base, _, names in sorted(os.walk(folder, followlinks=True)):
+    for base, names in sorted(_walk(folder)):
         parts = [Path(part) for part in Path(base).relative_to(folder).parts]
         if not any(map(is_hidden, parts)):
             found += [file for name in sorted(names) if not is_hidden(file := Path(base, name))]
     return found
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) of a folder and all below it. Raises DataError where it cannot be read, or never ends."""
+    for base, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
+        for inner in (Path(base, name) for name in folders):
+            if inner.is_symlink() and inner.parent.resolve().is_relative_to(inner.resolve()):
+                raise DataError(f"{inner} leads back to a folder above it; remove the link")
+        yield base, names
+
+
+def _unreadable(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read ({error.strerror}); its images would be missing") from error
 
 
 def _apart(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
@@ -89,16 +136,9 @@ def _apart(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def _notes(*, others: Sequence[Path], empty: Sequence[Path] = (), beside: Sequence[Path] = ()) -> tuple[str, ...]:
-    notes = []
-    if empty:
-        notes.append(f"no class, as they hold no image: {_listed(empty)}")
-    if beside:
-        notes.append(f"left out, as they lie beside the class folders: {_listed(beside)}")
-    if others:
-        notes.append(f"left out, as Pillow reads no such files: {_listed(others)}")
-    return tuple(notes)
-
-
-def _listed(paths: Sequence[Path]) -> str:
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return ", ".join(path.name for path in paths[:NAMED]) + more
+    left_out = {
+        "no class, as they hold no image": empty,
+        "left out, as they lie beside the class folders": beside,
+        "left out, as Pillow reads no such files": others,
+    }
+    return tuple(f"{why}: {listed([path.name for path in paths], first=NAMED)}" for why, paths in left_out.items() if paths)

@@ -7,9 +7,11 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +19,16 @@ import torch
 from pyarrow import fs, parquet
 from torch import Tensor
 
-from fine_core.data.readers.base import CorruptImages, fingerprint_of
-from fine_core.data.readers.columns import LATENT, Columns, check_has_bytes, labels_in, number_labels
+from fine_core.data.readers.base import CorruptImages, Wanted, fingerprint_of
+from fine_core.data.readers.columns import LATENT, Columns, check_has_bytes, class_names, common_columns, labels_in
 from fine_core.data.readers.folder import decode_rows
+from fine_core.data.readers.labels import LABEL_NAMES, from_text, number_labels
 from fine_core.data.source import LANES, DataError, LatentInfo
 
 METADATA_KEY = b"fine-sweeps"
 HELD_GROUPS = 2 * LANES  # row groups in memory: enough for two readers with different orders
 MAX_GROUP_BYTES = 2**29
+_HIVE = re.compile(r"([A-Za-z_]\w*)=(.*)")
 _SPLIT = re.compile(r"(train|validation|valid|val|dev|test)[-_.0-9]")
 
 
@@ -35,14 +39,16 @@ class ParquetReader:
     (see `columns.py` for their names and kinds). Raises DataError with the file's name if a file cannot be used.
     """
 
-    def __init__(self, path: str, image_size: int | None) -> None:
+    def __init__(self, path: str, wanted: Wanted) -> None:
         self.filesystem, root = _open_location(path)
         self.files = _parquet_files(self.filesystem, root, path)
+        partition = _partition(self.files, wanted)
         self.groups: list[tuple[int, int]] = []  # (file, row group in it)
-        sizes, labels, schemas = [], [], []
+        sizes, labels, schemas, found = [], [], [], []
         for index, file in enumerate(self.files):
             with self._opened(file) as opened:
-                columns = Columns.of(opened.schema_arrow, file)
+                columns = Columns.of(opened.schema_arrow, file, wanted)
+                found.append(columns)
                 schemas.append(opened.schema_arrow)
                 for group in range(opened.metadata.num_row_groups):
                     _check_group_bytes(opened.metadata.row_group(group), file)
@@ -50,15 +56,21 @@ class ParquetReader:
                     sizes.append(opened.metadata.row_group(group).num_rows)
                 check_has_bytes(opened, columns, file)
                 labels.append(labels_in(opened, columns, file))
+        columns = common_columns(found, self.files)
+        if partition is not None and columns.label is None:
+            by_file = from_text([value for _, value in partition])
+            labels = [np.full(len(rows), label) for rows, label in zip(labels, by_file, strict=True)]
+            columns = replace(columns, label=partition[0][0])
         if not sum(map(len, labels)):
             raise DataError(f"{path} has no rows; name another set")
-        numbers, self.notes = number_labels(labels, columns, path)
+        names = class_names(schemas[0], columns.label)
+        numbers, self.notes = number_labels(labels, path, column=columns.label, names=names)
         self.labels = torch.from_numpy(numbers)
         self.group_sizes = torch.tensor(sizes)
         self.starts = torch.cat([torch.zeros(1, dtype=torch.long), self.group_sizes.cumsum(0)])
         self.column = columns.values
         self.header = _common_header(schemas, self.files) if self.column == LATENT else {}
-        self.row_shape = tuple(self.header["shape"]) if self.header else (3, image_size, image_size)
+        self.row_shape = tuple(self.header["shape"]) if self.header else (3, wanted.image_size, wanted.image_size)
         self.dtype = torch.float16 if self.header else torch.uint8
         self.corrupt = CorruptImages(len(self.labels))
         self._held: OrderedDict[int, pa.Array] = OrderedDict()
@@ -71,7 +83,9 @@ class ParquetReader:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint_of((info.base_name, info.size) for info in self.filesystem.get_file_info(self.files))
+        folder = os.path.dirname(os.path.commonprefix(self.files)) if len(self.files) > 1 else os.path.dirname(self.files[0])
+        infos = self.filesystem.get_file_info(self.files)
+        return fingerprint_of((os.path.relpath(info.path, folder), info.size) for info in infos)
 
     @property
     def latents(self) -> LatentInfo | None:
@@ -151,7 +165,11 @@ def _parquet_files(filesystem: fs.FileSystem, root: str, path: str) -> list[str]
     if info.type != fs.FileType.Directory:
         raise DataError(f"no such file or folder: {path}")
     entries = sorted(filesystem.get_file_info(fs.FileSelector(folder)), key=lambda entry: entry.path)
+    if entries and all(_HIVE.fullmatch(entry.base_name) for entry in entries if not entry.base_name.startswith((".", "_"))):
+        below = filesystem.get_file_info(fs.FileSelector(folder, recursive=True))
+        entries = sorted(below, key=lambda entry: entry.path)
     found = [e.path for e in entries if e.type == fs.FileType.File and fnmatchcase(e.base_name, pattern)]
+    found = [path for path in found if not os.path.basename(path).startswith((".", "_"))]  # as pyarrow and Spark leave out
     if not found:
         below = [entry.base_name for entry in entries if entry.type == fs.FileType.Directory][:3]
         hint = f"; its subfolders are {', '.join(below)}: name one" if below else "; name another folder"
@@ -161,10 +179,20 @@ def _parquet_files(filesystem: fs.FileSystem, root: str, path: str) -> list[str]
     return found
 
 
+def _partition(files: list[str], wanted: Wanted) -> list[tuple[str, str]] | None:
+    """(column, value) of every file from folders such as `label=cat/`, as Hive and Spark write them; None without."""
+    wanted_names = (wanted.label_column,) if wanted.label_column else LABEL_NAMES
+    found = []
+    for file in files:
+        parts = [match for part in file.split("/") if (match := _HIVE.fullmatch(part)) and match[1] in wanted_names]
+        found += [(match[1], unquote(match[2])) for match in parts[-1:]]
+    return found if len(found) == len(files) else None
+
+
 def _check_one_split(files: list[str], path: str) -> None:
     """Raises DataError for the shards of several splits, which Hugging Face's `datasets` tells apart by their names."""
     splits = [_SPLIT.match(os.path.basename(file)) for file in files]
-    names = sorted({found[1] for found in splits if found})
+    names = sorted({found[1] for found in splits if found}, key=lambda name: (name != "train", name))
     if len(names) > 1:
         raise DataError(
             f"{path} holds the splits {', '.join(names)}; name one, such as parquet:{path.rstrip('/')}/{names[0]}-*"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fine_core.data.readers.base import Reader
+from fine_core.data.readers.base import Reader, Wanted
 from fine_core.data.readers.folder import FolderReader
 
 
-def _parquet(path: str, image_size: int) -> Reader:
+def _parquet(path: str, wanted: Wanted) -> Reader:
     from fine_core.data.readers.parquet import ParquetReader  # imported late: some training machines have no pyarrow
 
-    return ParquetReader(path, image_size)
+    return ParquetReader(path, wanted)
 
 
-# word -> opens a path, for images of a size; raises DataError if it cannot be used
-READERS: dict[str, Callable[[str, int], Reader]] = {
+# word -> opens a path; raises DataError if it cannot be used
+READERS: dict[str, Callable[[str, Wanted], Reader]] = {
     "imagefolder": FolderReader,
     "parquet": _parquet,
 }

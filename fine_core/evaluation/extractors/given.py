@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fine_core.checkpoints.native import CheckpointError
+from fine_core.checkpoints.native import CheckpointError, check_is_no_pointer
 from fine_core.checkpoints.state_dict import read_state_dict
 from fine_core.files import sha256_of
 
@@ -47,6 +47,7 @@ def load_given_extractor(path: str | os.PathLike, *, format: str) -> nn.Module:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no such file: {path}")
+    check_is_no_pointer(path)
     load = {"torchscript": _load_torchscript, "python": _load_python, "inception": _load_inception}[format]
     extractor = load(path).eval()
     for parameter in extractor.parameters():  # TorchScript modules have no requires_grad_

@@ -24,17 +24,21 @@ def metrics_named(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in METRICS if name in asked)
 
 
-def obtainable(names: tuple[str, ...], *, of_samples: Collection[str], of_reference: Collection[str]) -> tuple[str, ...]:
-    """Those of the metrics whose needs are met by these fields of `Samples` and `Reference`.
+def obtainable(
+    names: tuple[str, ...], *, of_samples: Collection[str], of_reference: Collection[str], num_images: int | None = None
+) -> tuple[str, ...]:
+    """Those of the metrics whose needs are met by these fields of `Samples` and `Reference`, and by this many images.
 
-    Where the whole default set is asked for, its metrics are left out if they cannot be had. Raises MetricUnavailable for
-    any other.
+    `num_images` is the size of the smaller set, None if unknown. Where the whole default set is asked for, its metrics but
+    for the FID are left out if they cannot be had. Raises MetricUnavailable for any other.
     """
-    optional = DEFAULT_METRICS if set(DEFAULT_METRICS) <= set(names) else ()
-    lacking = {name: METRICS[name].lacks(of_samples=of_samples, of_reference=of_reference) for name in names}
+    optional = set(DEFAULT_METRICS) - {"fid"} if set(DEFAULT_METRICS) <= set(names) else set()
+    have = {"of_samples": of_samples, "of_reference": of_reference, "num_images": num_images}
+    lacking = {name: METRICS[name].lacks(**have) for name in names}
     for name, problem in lacking.items():
         if problem is not None and name not in optional:
-            raise MetricUnavailable(f"{problem}; leave {name} out of the metrics")
+            remedy = "fronts are by FID" if name == "fid" else f"leave {name} out of the metrics"
+            raise MetricUnavailable(f"{problem}; {remedy}")
     return tuple(name for name in names if lacking[name] is None)
 
 

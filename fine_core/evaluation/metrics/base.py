@@ -28,6 +28,7 @@ class Metric:
     """A metric by its name in records and its label in tables.
 
     `needs` are the fields of `Samples` that `compute` reads; it reads those of `Reference` too, but for the logits.
+    `min_images` are needed in the smaller of both sets.
     """
 
     name: str
@@ -35,9 +36,12 @@ class Metric:
     lower_is_better: bool
     needs: tuple[str, ...]
     compute: Compute
+    min_images: int = 2
 
-    def lacks(self, *, of_samples: Collection[str], of_reference: Collection[str]) -> str | None:
-        """In one line what it needs and cannot have of these fields; None if nothing."""
+    def lacks(self, *, of_samples: Collection[str], of_reference: Collection[str], num_images: int | None) -> str | None:
+        """In one line what it needs and cannot have of these fields and images; None if nothing."""
+        if num_images is not None and num_images < self.min_images:
+            return f"{self.name} needs at least {self.min_images} images on both sides, and one side has {num_images}"
         for need in self.needs:
             if need not in of_samples:
                 return f"{self.name} needs {IN_WORDS[need]}, which the extractor does not give"

@@ -80,7 +80,30 @@ def _coverage(reference: Reference, samples: Samples, *, seed: int) -> float:
     return coverage(reference.features, samples.features)
 
 
-PRECISION = Metric(name="precision", label="precision", lower_is_better=False, needs=("features",), compute=_precision)
-RECALL = Metric(name="recall", label="recall", lower_is_better=False, needs=("features",), compute=_recall)
-DENSITY = Metric(name="density", label="density", lower_is_better=False, needs=("features",), compute=_density)
-COVERAGE = Metric(name="coverage", label="coverage", lower_is_better=False, needs=("features",), compute=_coverage)
+PRECISION = Metric(
+    name="precision",
+    label="precision",
+    lower_is_better=False,
+    needs=("features",),
+    compute=_precision,
+    min_images=NEIGHBOURS + 1,
+)
+RECALL = Metric(
+    name="recall", label="recall", lower_is_better=False, needs=("features",), compute=_recall, min_images=NEIGHBOURS + 1
+)
+DENSITY = Metric(
+    name="density",
+    label="density",
+    lower_is_better=False,
+    needs=("features",),
+    compute=_density,
+    min_images=DENSITY_NEIGHBOURS + 1,
+)
+COVERAGE = Metric(
+    name="coverage",
+    label="coverage",
+    lower_is_better=False,
+    needs=("features",),
+    compute=_coverage,
+    min_images=DENSITY_NEIGHBOURS + 1,
+)
