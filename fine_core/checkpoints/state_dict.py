@@ -80,10 +80,7 @@ def _read(path: Path) -> Any:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
     except pickle.UnpicklingError as error:
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
-        other = re.search(r"Can only \w+ for .* got (.+)", str(error))
-        reason = "it is no checkpoint"
-        if forbidden or other:
-            reason = f"it asks for {forbidden[1] if forbidden else other[1]}, which a checkpoint has no use for"
+        reason = f"it asks for {forbidden[1]}, which a checkpoint has no use for" if forbidden else "it is no checkpoint"
         raise CheckpointError(f"{path} is refused: {reason}; nothing of it was executed") from error
     except (RuntimeError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error

@@ -157,7 +157,7 @@ REFUSED = {
     ),
     "other objects": (
         lambda t: {"model": t, "log": defaultdict(list, loss=[1.0])},
-        "asks for <class 'collections.defaultdict'>",
+        "asks for collections.defaultdict",
     ),
     "empty": (lambda t: {"ema": {}, "model": {}}, "holds no state dict"),
 }
