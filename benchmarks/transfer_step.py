@@ -75,6 +75,7 @@ class Stepper:
             self.parameterization.times(b.ranks),
             b.conditions,
             b.noise,
+            weights=b.level_weights,
             teacher=teacher,
             distilled=b.distilled,
         )

@@ -9,7 +9,7 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-from fine_core.text import without_password
+from fine_core.text import check_database_uri, sqlite_uri, without_password
 
 # A sweep's writer retries by itself. A request that MLflow repeats could create a run twice.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -37,9 +37,10 @@ def resolve_tracking_uri(uri: str | None, data_folder: Path) -> str:
 
     Raises TrackingError for a URI that MLflow does not write to.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{data_folder / 'mlflow.db'}"
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(data_folder / "mlflow.db")
     if uri.startswith("sqlite:///"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
+        path, separator, query = check_database_uri(uri).removeprefix("sqlite:///").partition("?")
+        return f"sqlite:///{Path(path).expanduser().absolute()}{separator}{query}"
     if "://" not in uri or uri.startswith("file:"):
         raise TrackingError(
             f"tracking URI {without_password(uri)!r} is a plain folder; use sqlite:///PATH.db, http(s)://HOST or a database"
@@ -101,7 +102,7 @@ def _check_database(uri: str, shown: str) -> None:
 
     try:
         if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent.mkdir(parents=True, exist_ok=True)
         names = table_names(uri)  # reads the file: connecting alone accepts any file as a database
     except (sqlalchemy.exc.SQLAlchemyError, OSError, ImportError) as error:
         reason = str(error).splitlines()[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from fine_core.text import without_password
 from sweeps.command_line.inputs import COLUMN_OPTIONS, wanted_from
 from sweeps.command_line.parsing import OneLineErrors
 from sweeps.command_line.permanent import check_permanent
-from sweeps.command_line.session import command_line, say_notes
+from sweeps.command_line.session import command_line, say_notes, say_waiting
+from sweeps.display.console import plain_console
 from sweeps.display.numbers import counted
 from sweeps.execution.encoding import encode_shards, finished_shards, plan_shards
+from trainables.storage.leases import working
 from trainables.storage.store import Store
 
 
@@ -56,7 +59,7 @@ def main(**options) -> None:
     The same command again encodes the shards that are missing.
     """
     try:
-        _encode_all(options, Console())
+        _encode_all(options, plain_console())
     except ValueError as error:
         click.echo(f"error: {without_password(str(error))}", err=True)
         sys.exit(2)
@@ -81,9 +84,19 @@ def _encode_all(options: dict[str, Any], console: Console) -> None:
     if data.scale is not None:
         raise DataError(f"{options['data']} holds latents already; name images")
     shards = plan_shards(torch.cat(list(rows_in_mixed_order(data, options["shard_images"]))), options["shard_images"])
+    with working(store, Path(sys.argv[0]).name) as leases:  # another one that writes here is waited for
+        if leases.wait_for("latents", partial(say_waiting, console)):
+            console.print("it has ended; going on")
+        _encode_missing(options, vae, info, store, shards, console)
+    console.print(f"to train on them: --dataset parquet:{store.location} --vae {vae}", soft_wrap=True)
+
+
+def _encode_missing(
+    options: dict[str, Any], vae: Path, info: LatentInfo, store: Store, shards: dict[str, torch.Tensor], console: Console
+) -> None:
     done = finished_shards(store, shards, info, options["flip"])
     missing = {name: rows for name, rows in shards.items() if name not in done}
-    console.print(f"{len(data):,} images in {len(shards)} shards, {len(missing)} to encode")
+    console.print(f"{sum(map(len, shards.values())):,} images in {len(shards)} shards, {len(missing)} to encode")
     started = time.monotonic()
     unread, number = set[str](), 0
     shown = (TextColumn("encoding"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
@@ -95,13 +108,12 @@ def _encode_all(options: dict[str, Any], console: Console) -> None:
             unread.update(unreadable)
     if unread:
         what = f"{counted(len(unread), 'image')} cannot be read; the next one of the class takes its place"
-        console.print(f"{what}: {', '.join(sorted(unread))}", highlight=False)
+        console.print(f"{what}: {', '.join(sorted(unread))}")
     written = sum(entry.size for entry in store.filesystem.get_file_info([f"{store.root}/{name}" for name in shards]))
     console.print(
         f"{number:,} images encoded in {time.monotonic() - started:.0f} s; {written:,} bytes in {store.location}",
         soft_wrap=True,
     )
-    console.print(f"to train on them: --dataset parquet:{store.location} --vae {vae}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
 from sweeps.command_line.folders import DEFAULT_DATA_FOLDER, databases_folder
 from sweeps.command_line.parsing import OneLineErrors, byte_count
 from sweeps.command_line.permanent import check_permanent
+from sweeps.display.console import plain_console
 from sweeps.results.picking import candidates, card, on_dataset, pick, save_samples, served_model, vae_of
 from trainables.storage.files import MODEL_FILE
 from trainables.storage.store import Store
@@ -48,7 +49,7 @@ def main(**options) -> None:
     Writes its dense weights, a folder for diffusers' DiTPipeline and a card with its scores, costs and lineage, and registers
     them in MLflow.
     """
-    console = Console()
+    console = plain_console()
     try:
         _pick(options, console)
     except (ValueError, OSError) as error:
@@ -91,7 +92,7 @@ def _pick(options: dict[str, Any], console: Console) -> None:
         f"registered as {options['name']} version {version} in {without_password(tracking.uri)}",
     ]
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from fine_core.sampling.schedulers import SAMPLERS as IMAGE_SAMPLERS
+from fine_core.text import check_database_uri, sqlite_uri
 from sweeps.command_line.method_options import chosen_options, flag_name, parameter_name
 from sweeps.command_line.options import grid_from, grid_options, runner_from
 from sweeps.command_line.parsing import OneLineErrors, RenamedOption, byte_count, names
@@ -49,7 +50,7 @@ class SearchRequest(Request):
         from sweeps.search.agenda import SearchAgenda
         from sweeps.search.report import NextSteps, report_search
 
-        storage = self.study_storage or f"sqlite:///{surroundings.databases.absolute()}/optuna.db"
+        storage = self.study_storage or sqlite_uri(surroundings.databases.absolute() / "optuna.db")
         agenda = SearchAgenda(self.plan, surroundings.store, storage)
         next_steps = NextSteps(grid_options=self.grid_options, study_storage=storage)
         return Sweep(agenda, surroundings, partial(report_search, next_steps=next_steps))
@@ -126,6 +127,7 @@ def main(**options) -> None:
 
 
 def _request(options: dict[str, Any]) -> SearchRequest:
+    check_database_uri(options["study_storage"] or "")
     options |= {"transfer": (options["method"],), "seeds": (options["seed"],), "tuned": None}
     for kind in transfer_method(options["method"]).options:
         for item in kind.fields():

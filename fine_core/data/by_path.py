@@ -18,6 +18,7 @@ from fine_core.data.file_set import FileSet
 from fine_core.data.readers.base import Reader, Wanted
 from fine_core.data.readers.registry import READERS, formats
 from fine_core.data.source import DataError, DatasetInfo
+from fine_core.text import has_login
 
 _NAME = re.compile(
     r"(?P<kind>\w+):(?P<path>.+)\[(?P<size>\d+)px(?P<flips>,flips)?"
@@ -86,7 +87,7 @@ def resolve(text: str, *, wanted: Wanted, flips: bool) -> str:
     kind, _, path = text.partition(":")
     if kind not in READERS or not path:
         raise DataError(f"{text!r} names no images; write {formats()}")
-    if "://" in path and "@" in path.partition("?")[0]:
+    if has_login(path):
         raise DataError(f"the URI of {kind}: holds a password; leave it out, and set it in the environment")
     path = path if "://" in path else str(Path(path).expanduser().absolute())
     if wanted.image_size < 1:

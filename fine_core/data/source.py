@@ -23,8 +23,8 @@ class Augmentation:
     flipped: Tensor
     noise: Tensor | None
 
-    def part(self, first: int, last: int) -> Augmentation:
-        return Augmentation(flipped=self.flipped[first:last], noise=None if self.noise is None else self.noise[first:last])
+    def of(self, places: Tensor) -> Augmentation:
+        return Augmentation(flipped=self.flipped[places], noise=None if self.noise is None else self.noise[places])
 
 
 class ImageSource(Protocol):

@@ -36,10 +36,12 @@ class Parameterization(ABC):
     def signal_to_noise(self, t: Tensor) -> Tensor:
         """Variance of the signal over that of the noise in x_t (N,)."""
 
-    def losses(self, output: Tensor, *, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Loss of each sample (N,): the mean squared distance to the target."""
+    def losses(
+        self, output: Tensor, *, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, weights: Tensor | float = 1.0
+    ) -> Tensor:
+        """Loss of each sample (N,): the mean squared distance to the target, times the weights (N,) of its noise level."""
         prediction = output[:, : x0.shape[1]]
-        return (prediction - self.target(x0, x_t, t, noise)).square().mean(dim=(1, 2, 3))
+        return weights * (prediction - self.target(x0, x_t, t, noise)).square().mean(dim=(1, 2, 3))
 
     def out_channels(self, in_channels: int, *, learn_sigma: bool) -> int:
         """Channels of the network's output."""

@@ -70,13 +70,16 @@ class DDPM(Parameterization):
     def out_channels(self, in_channels: int, *, learn_sigma: bool) -> int:
         return in_channels * (2 if learn_sigma else 1)
 
-    def losses(self, output: Tensor, *, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Loss of each sample (N,): eps-MSE, plus the variational term if the output has a variance too.
+    def losses(
+        self, output: Tensor, *, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, weights: Tensor | float = 1.0
+    ) -> Tensor:
+        """Loss of each sample (N,): eps-MSE times its weight, plus the variational term if the output has a variance too.
 
         The hybrid loss is L_simple + 0.001 L_vlb (arXiv 2102.09672, section 3.1). L_vlb sums NUM_TIMESTEPS terms of which
-        one is drawn here, so its weight is 0.001 * 1000 = 1. It gives no gradient to the mean.
+        one is drawn here, so its weight is 0.001 * 1000 = 1. It gives no gradient to the mean. Weights of noise levels are of
+        L_simple alone: those of P2 and min-SNR are derived for it, and the variance is learned at every level alike.
         """
-        mse = super().losses(output, x0=x0, x_t=x_t, t=t, noise=noise)
+        mse = super().losses(output, x0=x0, x_t=x_t, t=t, noise=noise, weights=weights)
         if output.shape[1] == x0.shape[1]:
             return mse
         eps, variance = output.split(x0.shape[1], dim=1)

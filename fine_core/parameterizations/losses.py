@@ -17,10 +17,11 @@ def training_losses(
     conditions: Conditions,
     noise: Tensor,
     *,
+    weights: Tensor | float = 1.0,
     teacher: Denoiser | None = None,
     distilled: Tensor | None = None,
 ) -> Tensor:
-    """Loss of each sample (N,) for images and noise (N, C, H, H) at times (N,).
+    """Loss of each sample (N,) for images and noise (N, C, H, H) at times (N,), with the weights (N,) of their noise levels.
 
     For samples where `distilled` (N,) is true the loss is the mean squared distance to the frozen teacher's output on the
     same x_t instead (the KD arm of arXiv 2406.00773).
@@ -28,10 +29,12 @@ def training_losses(
     x_t = parameterization.corrupt(x0, t, noise)
     seen, time = parameterization.network_input(x_t, t), parameterization.network_time(t)
     output = denoiser(seen, time, conditions)
-    losses = parameterization.losses(output, x0=x0, x_t=x_t, t=t, noise=noise)
+    losses = parameterization.losses(output, x0=x0, x_t=x_t, t=t, noise=noise, weights=weights)
     if distilled is None:
         return losses
     with torch.no_grad():
         teacher_output = teacher(seen[distilled], time[distilled], rows_of(conditions, distilled))
     distance = (output[distilled] - teacher_output).square().mean(dim=(1, 2, 3))
+    if isinstance(weights, Tensor):
+        distance = weights[distilled] * distance
     return losses.masked_scatter(distilled, distance)

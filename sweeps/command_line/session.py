@@ -23,6 +23,7 @@ from mlflow_setup.tracking import open_tracking, resolve_tracking_uri
 from sweeps.command_line.folders import DEFAULT_DATA_FOLDER, databases_folder, reports_folder, why_elsewhere
 from sweeps.command_line.inputs import read_inputs
 from sweeps.command_line.permanent import check_permanent
+from sweeps.display.console import plain_console
 from sweeps.display.plan import show_plan
 from sweeps.execution.cluster import ClusterError, check_address, is_joined, num_cpus
 from sweeps.execution.errors import StoppedSweep
@@ -36,8 +37,6 @@ from trainables.storage.store import Store
 
 if TYPE_CHECKING:
     from sweeps.execution.sweep import Surroundings, Sweep
-
-LOG_WIDTH = 130
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,26 +72,24 @@ class Request:
 
 def run_sweep(name: str, options: dict[str, Any], request: Callable[[dict[str, Any]], Request]) -> None:
     """Check everything, then show the plan (`--dry-run`) or carry it out; ends the process with the exit code."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=LOG_WIDTH)  # a job's log has no width of its own
+    console = plain_console()
     with ExitStack() as stack:
         try:
             try:
                 sweep = _prepare(name, options, request, console, stack)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 click.echo(f"error: {without_password(str(error))}", err=True)
                 sys.exit(2)
             if sweep is not None:
                 sys.exit(sweep.run())
         except KeyboardInterrupt:
             console.print("\nStopped. Nothing finished is lost; run the same command again to go on:")
-            console.print(f"  {command_line()}", soft_wrap=True, highlight=False, markup=False)
+            console.print(f"  {command_line()}", soft_wrap=True)
             sys.exit(130)
         except ClusterError as error:
             click.echo(f"error: {without_password(str(error))}", err=True)
             sys.exit(2)
-        except StoppedSweep as error:
+        except (StoppedSweep, OSError) as error:  # such as a full disk
             click.echo(
                 f"error: {without_password(str(error))}; nothing finished is lost; run the same command again to go on",
                 err=True,
@@ -120,7 +117,7 @@ def _prepare(
         return None
     leases = stack.enter_context(working(store, Path(sys.argv[0]).name))
     if options.get("clean"):
-        leases.wait_until_alone(partial(_say_waiting, console))
+        leases.wait_until_alone(partial(say_waiting, console))
         clean(plan, store, console, confirmed=options["yes"])
         return None
     check_address()
@@ -151,7 +148,7 @@ def _prepare(
         )
     asked.show(console, found, slots)
     if (why := why_elsewhere(store, databases)) is not None:
-        console.print(why, highlight=False, soft_wrap=True)
+        console.print(why, soft_wrap=True)
     return sweep
 
 
@@ -166,14 +163,15 @@ def _make_folder(folder: Path) -> None:
 
 def _claim(plan: Plan, leases: Leases, console: Console) -> None:
     """Return once nobody deletes here and nobody else works on the same sweep or one of its studies."""
-    waits = [leases.wait_until_shared(partial(_say_waiting, console))]
-    waits += [leases.wait_for(claim, partial(_say_waiting, console)) for claim in plan.claims]
+    waits = [leases.wait_until_shared(partial(say_waiting, console))]
+    waits += [leases.wait_for(claim, partial(say_waiting, console)) for claim in plan.claims]
     if any(waits):
         console.print("it has ended; going on")
 
 
-def _say_waiting(console: Console, owner: Owner) -> None:
-    console.print(f"waiting for {owner} (Ctrl-C to leave)", style="yellow", highlight=False, soft_wrap=True)
+def say_waiting(console: Console, owner: Owner) -> None:
+    """Who is waited for: the program, its machine and process, and since when it works."""
+    console.print(f"waiting for {owner} (Ctrl-C to leave)", style="yellow", soft_wrap=True)
 
 
 def command_line() -> str:
@@ -186,14 +184,14 @@ def _say_other_code(console: Console) -> None:
     script, code = Path(sys.argv[0]).resolve(), Path(__file__).parents[1]
     if script.parent.name == code.name and script.parent != code:
         text = f"{script} runs the code of {code.parent}, which this environment has installed; install its own: pip install -e"
-        console.print(f"{text} {script.parents[1]}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"{text} {script.parents[1]}", style="yellow", soft_wrap=True)
 
 
 def say_notes(console: Console, datasets: Iterable[str]) -> None:
     """What a person should know of how the files of sets by path were taken."""
     for name in filter(is_by_path, dict.fromkeys(datasets)):
         for note in notes_of(name):
-            console.print(f"{short_name(name)}: {note}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+            console.print(f"{short_name(name)}: {note}", style="yellow", soft_wrap=True)
 
 
 def _check_finite(options: dict[str, Any]) -> None:

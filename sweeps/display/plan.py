@@ -22,7 +22,7 @@ def show_plan(console: Console, plan: Plan, found: Found, *, slots: int | None) 
     """Every job with its size and cost. `slots`: parallel CPU workers for the time estimate, None if there are GPUs."""
     show_jobs(console, plan, found)
     for line in plan.left_out:
-        console.print(line, highlight=False)
+        console.print(line)
     text = f"{len(plan.points)} points; " + work_left(plan, found)
     console.print(text + time_left(estimated_left_s(plan, found), slots))
 
@@ -33,7 +33,7 @@ def show_jobs(console: Console, plan: Plan, found: Found) -> None:
     if len(rows) > MAX_TABLE_ROWS:  # whose layout would take longer than the plan
         widths = [max(map(len, column)) for column in zip(PLAN_COLUMNS, *rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (PLAN_COLUMNS, *rows)]
-        console.out("\n".join([title, *lines]), highlight=False)
+        console.out("\n".join([title, *lines]))
         return
     table = Table(title=title, title_justify="left", box=SIMPLE)
     for index, column in enumerate(PLAN_COLUMNS):

@@ -82,14 +82,14 @@ class ProgressView:
             if not proxy and (dataset not in self.best or fid < self.best[dataset][0]):
                 self.best[dataset] = (fid, self.label(task))
         self._refresh(advance)
-        self.console.print(f"  {self.label(task)}: {result}{note}", highlight=False)
+        self.console.print(f"  {self.label(task)}: {result}{note}")
 
     def failed(self, task: Task, failure: Failure, *, advance: int = 1) -> None:
         self._remove(task)
         self.done_share[task.id] = 1.0
         self.failed_count += 1
         self._refresh(advance)
-        self.console.print(f"  {self.label(task)}: failed: {failure}", style="red", markup=False, highlight=False)
+        self.console.print(f"  {self.label(task)}: failed: {failure}", style="red")
 
     def _remove(self, task: Task) -> None:
         if task.id in self.running:

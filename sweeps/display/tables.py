@@ -87,7 +87,7 @@ def show_decomposition(console: Console, rows: Sequence[dict[str, Any]], fids: d
         table.add_row(row["matrix"], f"{row['joint_svd']:.3f}", f"{row['als']:.3f}")
     console.print(table)
     text = ", ".join(f"{name} {fid:.3f}" for name, fid in fids.items())
-    console.print(f"FID of the given model and its learngene at the same size: {text}\nprotocol: {protocol}", highlight=False)
+    console.print(f"FID of the given model and its learngene at the same size: {text}\nprotocol: {protocol}")
 
 
 def show_ledger(console: Console, totals: dict[str, dict[str, dict[str, float]]]) -> None:

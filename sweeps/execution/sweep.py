@@ -103,7 +103,7 @@ class Sweep:
         if counts:
             named = ", ".join(f"{number} {kind}" for kind, number in counts.items())
             text = f"{counted(sum(counts.values()), 'record')} of an older version are not used ({named})"
-            self.console.print(text, style="yellow", highlight=False)
+            self.console.print(text, style="yellow")
 
     def _clear_up(self) -> None:
         """Delete checkpoints that a sweep which died has left of jobs that are finished."""
@@ -151,7 +151,7 @@ class Sweep:
     def _wait_for_capacity(self, missing: Sequence[Task]) -> None:
         demands = {str(demand): demand for task in missing if (demand := self.at.runner.demand_of(task.job))}
         for bundle, number in demands.values():
-            wait_for_capacity(bundle, number, lambda text: self.console.print(text, highlight=False))
+            wait_for_capacity(bundle, number, lambda text: self.console.print(text))
 
     def _run(self, missing: Sequence[Task]) -> None:
         self.graph = TaskGraph(
@@ -183,7 +183,7 @@ class Sweep:
         seconds = self.outcome.timings["tasks"]
         efficiency = sum(self.work_s.values()) / (seconds * slots)
         line = f"{counted(len(self.work_s), 'job')} in {duration(seconds)} on {counted(slots, 'slot')}"
-        self.console.print(f"{line}: {efficiency:.0%} of the slots' time was work", highlight=False)
+        self.console.print(f"{line}: {efficiency:.0%} of the slots' time was work")
         self.outcome.timings["work"] = sum(self.work_s.values())
 
     # The listener's side: called in this process, by Tune's callbacks.
@@ -219,7 +219,7 @@ class Sweep:
             self.recorder.finish(result)
 
     def waits_for(self, owner: Owner) -> None:
-        self.console.print(f"  waiting for jobs of another sweep: {owner}", style="yellow", highlight=False)
+        self.console.print(f"  waiting for jobs of another sweep: {owner}", style="yellow")
 
     def finished_elsewhere(self, task: Task) -> None:
         self.found = replace(self.found, finished=self.found.finished | {job.id for job in task.jobs})
@@ -244,7 +244,7 @@ class Sweep:
             self.said_unreadable.add(dataset)
             what = f"{counted(len(names), 'image')} of {short_name(dataset)} cannot be read"
             listed = ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
-            self.console.print(f"  {what}; the next of the class takes its place: {listed}", style="yellow", highlight=False)
+            self.console.print(f"  {what}; the next of the class takes its place: {listed}", style="yellow")
 
 
 def lost_artifact(label: str, cause: Failure | None) -> Failure:

@@ -86,7 +86,7 @@ def clean(plan: Plan, store: Store, console: Console, *, confirmed: bool) -> Non
         table.add_row(item.what, f"{item.size_bytes:,}", item.path)
     console.print(table)
     total = sum(item.size_bytes for item in found)
-    console.print(f"{total:,} bytes in {store.location}", soft_wrap=True, highlight=False)
+    console.print(f"{total:,} bytes in {store.location}", soft_wrap=True)
     if not confirmed and not console.is_terminal:
         console.print("Nothing was deleted; add --yes to delete it.")
         return

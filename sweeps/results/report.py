@@ -51,7 +51,7 @@ def report_grid(agenda: Agenda, at: Surroundings, recorder: Recorder, outcome: O
     failed = [task for task in plan.tasks if any(store.read_record(job) is None for job in task.jobs)]
     for task in failed:
         reason = outcome.failures.get(task.id, "not computed")
-        console.print(f"failed: {agenda.label(task.job)}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"failed: {agenda.label(task.job)}: {reason}", style="red", soft_wrap=True)
     summary: dict[str, float] = {"points_done": len(results), "points_failed": len(plan.points) - len(results)}
     summary |= {f"timing/{name}_s": value for name, value in outcome.timings.items()}
     runs.close("FAILED" if failed else "FINISHED", summary)
@@ -75,7 +75,7 @@ def write_fronts(results: Results, names: MethodNames, folder: Path, runs: Sweep
             for trial_id in row["trial_ids"].split():
                 runs.tag_child(trial_id, "pareto", str(row["front_params_total"]).lower())
         show_front(console, rows)
-        console.print(f"protocol: {rows[0]['protocol']}", highlight=False)
+        console.print(f"protocol: {rows[0]['protocol']}")
     return files
 
 
@@ -134,18 +134,18 @@ def show_where(
     """Where the pictures lie, and how the runs are looked at."""
     for file in files:
         if file.suffix in (".png", ".html"):
-            console.print(str(file), soft_wrap=True, highlight=False)
+            console.print(str(file), soft_wrap=True)
     if tracking.uri.startswith("http"):
         server = without_password(tracking.uri.rstrip("/"))
     else:
         server = f"http://127.0.0.1:{MLFLOW_PORT}"
         executable = shlex.quote(executable_path("mlflow"))
         command = f"{executable} ui --port {MLFLOW_PORT} --backend-store-uri {shlex.quote(without_password(tracking.uri))}"
-        console.print(f"Compare the runs:  {command}", soft_wrap=True, highlight=False)
+        console.print(f"Compare the runs:  {command}", soft_wrap=True)
     for dataset in datasets:
         view = _save_view(dataset, sweep_id, runs, tracking)
         if view is not None:
-            console.print(f"then open          {server}{view}", soft_wrap=True, highlight=False)
+            console.print(f"then open          {server}{view}", soft_wrap=True)
 
 
 def _save_view(dataset: str, sweep_id: str, runs: SweepRuns, tracking: Tracking) -> str | None:

@@ -115,7 +115,7 @@ class SearchReport:
             before = "-" if default is None else f"{default.metrics['fid']:.3f}"
             table.add_row(size, *cells, f"{trial.user_attrs['fid']:.3f}", before)
         self.console.print(table)
-        self.console.print(f"protocol: {self._protocol(self.best[0][0])}", highlight=False)
+        self.console.print(f"protocol: {self._protocol(self.best[0][0])}")
 
     def _figures(self) -> list[Path]:
         files = []
@@ -151,7 +151,7 @@ class SearchReport:
             try:
                 files.append(_save(draw, path, title=title, log_scale=name == "history"))
             except (ValueError, RuntimeError) as error:  # too few trials, or all with one score
-                self.console.print(f"no figure {name} of {study.spec.label}: {error}", highlight=False, markup=False)
+                self.console.print(f"no figure {name} of {study.spec.label}: {error}")
         return files
 
     def _protocol(self, study: ScheduleStudy) -> str:
@@ -280,7 +280,7 @@ def report_search(
     broken = [(study, number, reason) for study in agenda.studies for number, reason in study.broken.items()]
     for study, number, reason in broken:
         name = study.spec.label if number == NO_TRIAL else f"{study.spec.label} trial {number}"
-        console.print(f"failed: {name}: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"failed: {name}: {reason}", style="red", soft_wrap=True)
     failed = bool(broken) or not report.best
     timings = {f"timing/{name}_s": value for name, value in outcome.timings.items()}
     runs.close("FAILED" if failed else "FINISHED", report.summary() | timings)
@@ -323,4 +323,4 @@ def _show_next_steps(report: SearchReport, steps: NextSteps, console: Console) -
     dashboard = shlex.join([executable_path("optuna-dashboard"), without_password(steps.study_storage)])
     lines.append(f"Look at the study: {dashboard}  (of the extra: pip install -e '.[dashboard]')")
     for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(line, soft_wrap=True)

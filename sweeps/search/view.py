@@ -19,7 +19,7 @@ def show_search(console: Console, plan: SearchPlan, found: Found, *, slots: int 
     for studies in _alike(plan.studies):
         _show_study(console, studies)
     for size in plan.excluded:
-        console.print(f"{size} is left out: no point there keeps to the limits", highlight=False)
+        console.print(f"{size} is left out: no point there keeps to the limits")
     core_s = estimated_left_s(plan, found) + sum(study.num_trials * trial_core_s(study) for study in plan.studies)
     text = f"{plan.num_trials} trials; {work_left(plan, found)} first{time_left(core_s, slots)}"
     stops = any(study.halving is not None for study in plan.studies)
@@ -54,7 +54,7 @@ def _show_study(console: Console, studies: list[StudySpec]) -> None:
     if first.limits:
         lines.append("limits: " + ", ".join(f"{name} <= {limit:,}" for name, limit in first.limits.items()))
     for line in lines:
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
 
 
 def _point_text(point: dict) -> str:

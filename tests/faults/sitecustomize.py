@@ -2,10 +2,11 @@
 
 FAULTS is `module:function:count:victim`, several with spaces between them; one is armed once those before it have happened.
 The armed call number `count` of that function, in whichever process comes to it first, sends SIGKILL to the process it`self`,
-to the only Tune `trial`, or to the `driver`, whose pid is in the file FAULT_DRIVER. The files FAULTS_DONE-0, -1, ... say which
-have happened. The victim `nobody` is told of in its file by every call: the id of the first argument that has one.
+to the only Tune `trial`, or to the `driver`, whose pid is in the file FAULT_DRIVER; or finds no room on the `disk`. The files
+FAULTS_DONE-0, -1, ... say which have happened. The victim `nobody` is told of in its file by every call: the id of the first argument that has one.
 """
 
+import errno
 import importlib.abc
 import importlib.machinery
 import os
@@ -26,6 +27,8 @@ def _die(number: int, victim: str) -> None:
         os.close(os.open(_done_file(number), os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return
+    if victim == "disk":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
     if victim == "self":
         os.kill(os.getpid(), signal.SIGKILL)
     if trial is not None:

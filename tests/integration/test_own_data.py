@@ -82,3 +82,14 @@ def test_a_folder_of_images_is_a_dataset_and_another_protocol_trains_nothing(pla
     assert "scratch L2-D16 seed 0: done" in output
     models = [file.read_bytes() for file in store.glob("base/*/model.safetensors")]
     assert models == [before], "no weights are stored twice"
+
+
+def test_latents_that_are_encoded_twice_at_once_are_encoded_once(place):
+    command = encode_command(place, "images", "twice", "--shard-images", "20", "--workers", "1")
+    started = [subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=PATIENCE_S)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert sum("waiting for encode_latents.py on" in text for text in said) == 1
+    assert sorted(text.count("60 images encoded") for text in said) == [0, 1]
+    assert sorted(text.count("60 images in 3 shards, 0 to encode") for text in said) == [0, 1]
+    assert not list((place / "twice" / ".leases").glob("*"))

@@ -6,7 +6,7 @@ import subprocess
 import mlflow
 import pytest
 
-from tests.commands import PATIENCE_S, command, environment, matches, wait_for
+from tests.commands import PATIENCE_S, TRANSFER, command, environment, matches, wait_for
 from tests.servers import MlflowServer, postgresql
 from trainables.storage.store import Store
 
@@ -75,3 +75,22 @@ def test_a_server_that_is_away_for_the_middle_of_a_sweep_loses_nothing(server, t
     assert artifacts == {"pareto.csv", "pareto.png", "pareto.html", "ledger.csv", "samples"}
     assert len(client.list_artifacts(parent.info.run_id, "samples")) == 4
     assert "locked" not in server.log.read_text()
+
+
+def test_a_password_of_the_tracking_server_is_nowhere(tmp_path):
+    server, store, password = MlflowServer(tmp_path, f"sqlite:///{tmp_path}/server.db"), tmp_path / "store", "S3cr3t-of-mine"
+    server.start()
+    try:
+        server.wait()
+        uri = server.uri.replace("://", f"://someone:{password}@")
+        for script in ("size_grid", "schedule_search"):
+            more = [] if script == "size_grid" else [*TRANSFER, "--transfer", "difffit", "--trials", "1"]
+            arguments = command(store, *more, "--tracking-uri", uri, "--runner", "tune", script=script)
+            done = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S)
+            assert done.returncode == 0 and password not in done.stdout + done.stderr, done.stdout + done.stderr
+        client = mlflow.MlflowClient(server.uri)
+        assert {found.name for found in client.search_experiments()} >= {"size-grid", "schedule-search"}
+    finally:
+        server.kill()
+    holds = [file for file in tmp_path.rglob("*") if file.is_file() and password.encode() in file.read_bytes()]
+    assert not holds, "neither the store nor the server's database or artifacts have it"

@@ -180,7 +180,11 @@ def test_rehearsed_images_come_after_those_of_the_target(tmp_path):
     )
     batch = batches.batch(0)
     assert torch.equal(batch.images[:8], adapting.batch(0).images) and len(batch.images) == len(batch.conditions[LABEL]) == 12
-    assert torch.equal(torch.cat([batch.share(rank, 3).images for rank in range(3)]), batch.images)
+    shares = [batch.share(rank, 3) for rank in range(3)]
+    for name, rows in (("target", slice(0, 8)), ("rehearsed", slice(8, 12))):
+        parts = [share.images[[rank in batch.ranks[rows] for rank in share.ranks]] for share in shares]
+        assert torch.equal(torch.cat(parts), batch.images[rows]), name
+    assert [len(share.images) for share in shares] == [4, 4, 4]
 
 
 def test_a_corrupt_image_is_replaced_by_one_of_its_class(tmp_path):

@@ -17,6 +17,7 @@ from sweeps.execution.tune_run import _trial, _TrialSetup
 from sweeps.planning.plan import Plan, plan_tasks
 from tests.tiny import compute, tiny_base, tiny_learngene, tiny_score, tiny_transfer
 from trainables.failures import Failure, FailureKind, failure_of, failure_of_text, kind_of
+from trainables.jobs.run import _agreed_hashes, run_job
 from trainables.specs.scorers import ExtractorSpec
 from trainables.specs.tasks import Task
 from trainables.storage.files import LEARNGENE_FILE, MODEL_FILE
@@ -176,3 +177,17 @@ def test_what_one_rank_finds_ends_all_of_them():
     with pytest.raises(NotFinite, match="3 of 8 samples"):
         TwoRanks(["3 of 8 samples are not finite"]).raise_together(None)
     TwoRanks([None]).raise_together(None)
+
+
+def test_ranks_that_see_other_artifacts_end_together(tmp_path):
+    store, job = Store(tmp_path / "store"), tiny_base("fine")
+    run_job(job.initialization.learngene, store, LocalContext(tmp_path / "work"), checkpoint_every_steps=4)
+    seen = store.hashes_of(job.needs)
+    assert _agreed_hashes(job, store, TwoRanks([None])) == seen
+    other = TwoRanks(["worker 1 sees other files of learngene/x than the first one"])
+    with pytest.raises(StoreError, match="worker 1 sees other files"):
+        _agreed_hashes(job, store, other)
+    late = TwoRanks([])
+    late.agreed = lambda item: {folder: dict.fromkeys(hashes, "another") for folder, hashes in item.items()}
+    with pytest.raises(StoreError, match="worker 0 sees other files of learngene/.*; run the same command again"):
+        _agreed_hashes(job, store, late)

@@ -29,7 +29,9 @@ from tests.tiny import (
 from trainables.jobs.transfer import TransferRecipe, served_macs
 from trainables.methods import TRANSFER_METHODS, Start, TransferData, apply_transfer, resolve, transfer_method
 from trainables.methods.difffit import DiffFitOptions
+from trainables.specs.identity import from_json, to_json
 from trainables.specs.options import from_values
+from trainables.specs.transfers import TransferSpec
 from trainables.training.context import LocalContext
 from trainables.training.loop import train
 
@@ -131,7 +133,8 @@ def test_weighted_baselines_weigh_the_losses_of_their_timesteps(name, weights, b
     job = tiny_transfer(name)
     data = TransferData(target=load_dataset(job.dataset, "train"), bank=None, base=base, device=CPU)
     batch = TRANSFER_METHODS[name].batches(job, data).batch(0)
-    torch.testing.assert_close(batch.weights, weights(signal_to_noise(PARAMETERIZATIONS["ddpm"]))[levels_of(batch.ranks)] / 16)
+    torch.testing.assert_close(batch.level_weights, weights(signal_to_noise(PARAMETERIZATIONS["ddpm"]))[levels_of(batch.ranks)])
+    torch.testing.assert_close(batch.weights, torch.full((16,), 1 / 16))
 
 
 # DiffFit, arXiv 2304.06648, table 1: DiT-XL/2 with 101 classes, no position table.
@@ -240,12 +243,45 @@ def test_workers_share_a_batch_without_overlap_and_their_mean_is_its_loss(bank, 
     _, batches = first_batch("diff-tuning-kd", bank, base)
     batch = batches.batch(3)
     shares = [batch.share(rank, 4) for rank in range(4)]
-    for name in ("images", "ranks", "noise", "distilled"):
-        assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(batch, name))
-    assert torch.equal(torch.cat([share.conditions[LABEL] for share in shares]), batch.conditions[LABEL])
-    losses = torch.rand(16)
-    mean = sum((share.weights * part).sum() for share, part in zip(shares, losses.split(4), strict=True)) / 4
+    places = [torch.tensor([(batch.ranks == rank).nonzero().item() for rank in share.ranks]) for share in shares]
+    assert torch.cat(places).sort().values.tolist() == list(range(16))
+    losses, mean = torch.rand(16), 0.0
+    for share, mine in zip(shares, places, strict=True):
+        for name in ("images", "noise", "distilled", "level_weights"):
+            assert torch.equal(getattr(share, name), getattr(batch, name)[mine])
+        assert torch.equal(share.conditions[LABEL], batch.conditions[LABEL][mine])
+        assert share.distilled.sum() == batch.distilled.sum() / 4, "the teacher's work is shared too"
+        mean += (share.weights * losses[mine]).sum() / 4
     torch.testing.assert_close(mean, (batch.weights * losses).sum())
+
+
+def test_shares_are_equal_whatever_does_not_divide(base):
+    batch = first_batch("diff-tuning-kd", None, base)[1].batch(0)
+    for number in (1, 2, 4, 8, 16):
+        shares = [batch.share(rank, number) for rank in range(number)]
+        assert {len(share.ranks) for share in shares} == {16 // number} == {len(share.images) for share in shares}
+        assert torch.cat([share.ranks for share in shares]).sort().values.equal(batch.ranks.sort().values)
+
+
+def test_weights_of_noise_levels_leave_the_learned_variance_alone():
+    parameterization, t = PARAMETERIZATIONS["ddpm"], torch.tensor([5, 400])
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = torch.rand(2, 1, 4, 4, generator=generator) * 2 - 1, torch.randn(2, 1, 4, 4, generator=generator)
+    output, weights = torch.randn(2, 2, 4, 4, generator=generator), torch.tensor([0.0, 3.0])
+    given = {"x0": x0, "x_t": parameterization.corrupt(x0, t, noise), "t": t, "noise": noise}
+    whole = parameterization.losses(output, **given)
+    simple = parameterization.losses(output[:, :1], **given)
+    torch.testing.assert_close(parameterization.losses(output, **given, weights=weights), whole + (weights - 1) * simple)
+
+
+def test_only_weighted_transfers_of_a_learned_variance_have_another_version():
+    for method, learned, version in (("p2", True, 6), ("min-snr", True, 6), ("p2", False, 5), ("full", True, 5)):
+        job = tiny_transfer(method)
+        model = replace(job.base.model, learn_sigma=learned)
+        job = replace(job, base=replace(job.base, model=model))
+        assert job.version == version and from_json(TransferSpec, to_json(job)) == job
+        with pytest.raises(ValueError, match="a transfer of another version"):
+            from_json(TransferSpec, to_json(job) | {"version": 11 - version})
 
 
 def test_timesteps_follow_the_schedule(bank, base):
@@ -260,8 +296,9 @@ def test_as_loss_weights_the_timesteps_are_uniform(bank, base):
     _, batches = first_batch("diff-tuning", bank, base, weighting="loss")
     batch = batches.batch(0)
     t = levels_of(batch.ranks)
-    torch.testing.assert_close(batch.weights[:12], (t[:12] + 1).float() / 1000 / 12)
-    torch.testing.assert_close(batch.weights[12:], 0.5 * (1000 - t[12:]).float() / 1000 / 4)
+    weights = batch.weights * batch.level_weights
+    torch.testing.assert_close(weights[:12], (t[:12] + 1).float() / 1000 / 12)
+    torch.testing.assert_close(weights[12:], 0.5 * (1000 - t[12:]).float() / 1000 / 4)
 
 
 def test_kd_follows_the_teacher_on_target_images(base):

@@ -14,6 +14,7 @@ from mlflow_setup.registry import check_model_name
 from mlflow_setup.tracking import equal_to
 from sweeps.pick import main as pick
 from sweeps.results.picking import _callable_names
+from sweeps.schedule_search import main as schedule_search
 from sweeps.size_grid import main as size_grid
 from tests.pictures import extractor_file, image_folder
 
@@ -66,4 +67,18 @@ def test_a_plan_is_made_in_places_of_any_name(name, tmp_path):
     images = image_folder(tmp_path / name / "images", classes=2, per_class=2)
     given = ["--dataset", f"imagefolder:{images}", "--image-size", "8", "--extractor", str(extractor_file(tmp_path / name))]
     answer = CliRunner().invoke(size_grid, [*given, "--dry-run", "--storage-path", str(tmp_path / name / "store")])
-    assert answer.exit_code == 0, answer.output
+    if set(name) & set("%?"):
+        assert answer.exit_code == 2 and answer.output.count("\n") == 1, answer.output
+        assert "which starts a query" in answer.output or "which is an escape" in answer.output
+    else:
+        assert answer.exit_code == 0, answer.output
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("option", ["--tracking-uri", "--study-storage"])
+@pytest.mark.parametrize("uri", ["sqlite:///{}/a?b/x.db", "sqlite:///{}/100%41/x.db"])
+def test_a_database_that_would_lie_elsewhere_is_refused(option, uri, tmp_path):
+    given = [option, uri.format(tmp_path), "--storage-path", str(tmp_path / "store"), "--dry-run"]
+    answer = CliRunner().invoke(schedule_search, given)
+    assert answer.exit_code == 2 and "in its path, which is an escape or a query" in answer.output, answer.output
+    assert not list(tmp_path.glob("a*")) + list(tmp_path.glob("100*"))

@@ -16,7 +16,7 @@ from trainables.specs.identity import to_json
 from trainables.specs.tasks import Task
 from trainables.storage.provenance import PeakMemory, provenance
 from trainables.storage.record import Record
-from trainables.storage.store import Store
+from trainables.storage.store import Store, StoreError
 from trainables.training.context import RunContext
 from trainables.training.reproducible import make_reproducible
 
@@ -36,7 +36,7 @@ def run_job(job: JobSpec, store: Store, run: RunContext, *, checkpoint_every_ste
     if run.agreed(run.rank == 0 and store.is_finished(job)):
         return Result()
     started, memory = time.perf_counter(), PeakMemory(run.device)
-    made_from = store.hashes_of(job.needs) if run.rank == 0 else {}  # before it is read: a later change is a mismatch
+    made_from = _agreed_hashes(job, store, run)  # before it is read: a later change is a mismatch
     with tempfile.TemporaryDirectory() as folder:
         context = JobContext(
             store=store,
@@ -64,6 +64,21 @@ def run_job(job: JobSpec, store: Store, run: RunContext, *, checkpoint_every_ste
             )
             store.publish(job, Path(folder), record)
     return result
+
+
+def _agreed_hashes(job: JobSpec, store: Store, run: RunContext) -> dict[str, dict[str, str]]:
+    """What the job is made from. Raises StoreError on all ranks if they see different artifacts: one may have been made anew
+    while they started, or a file system may still show another host what was there before."""
+    try:
+        seen, problem = store.hashes_of(job.needs), None
+    except StoreError as error:
+        seen, problem = {}, str(error)
+    first = run.agreed(seen)
+    if seen != first and problem is None:
+        changed = ", ".join(folder for folder in first if seen.get(folder) != first[folder])
+        problem = f"worker {run.rank} sees other files of {changed} than the first one; run the same command again"
+    run.raise_together(problem, StoreError)
+    return first
 
 
 def load_served(job: JobSpec, store: Store) -> DiT:

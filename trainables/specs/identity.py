@@ -96,7 +96,8 @@ def from_json(cls: Any, data: Any) -> Any:
     target = cls if tag is None else TYPES.get(tag)
     if target is None or not is_dataclass(target):
         raise ValueError(f"no spec is known by the tag {tag!r}")
-    if data.pop("version", None) != getattr(target, "version", None):
+    version = data.pop("version", None)
+    if version not in getattr(target, "versions", (getattr(target, "version", None),)):
         raise ValueError(f"a {tag or target.__name__} of another version")
     hints = get_type_hints(target)
     values = {}
@@ -109,4 +110,7 @@ def from_json(cls: Any, data: Any) -> Any:
             raise ValueError(f"a {tag or target.__name__} without {item.name}")
     if data:
         raise ValueError(f"a {tag or target.__name__} with unknown fields: {', '.join(sorted(data))}")
-    return target(**values)
+    made = target(**values)
+    if version != getattr(made, "version", None):
+        raise ValueError(f"a {tag or target.__name__} of another version")
+    return made

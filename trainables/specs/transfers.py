@@ -13,6 +13,8 @@ from trainables.specs.identity import spec
 from trainables.specs.models import BaseModelSpec, InitializationSpec, PointSpec
 from trainables.specs.options import Options
 
+LEVEL_WEIGHTED = ("p2", "min-snr")  # methods that weighed the term of a learned variance too
+
 
 @spec("bank")
 class BankSpec(JobSpec):
@@ -54,7 +56,7 @@ class TransferSpec(PointSpec):
     """A base model taken to a target domain by one method, with the options that this method has."""
 
     kind: ClassVar[str] = "transfer"
-    version: ClassVar[int] = 5  # a method's options stand together; LoRA is one method with a rank
+    versions: ClassVar = (5, 6)
     base: BaseModelSpec
     method: str
     options: tuple[Options, ...] = ()
@@ -62,6 +64,13 @@ class TransferSpec(PointSpec):
     dataset: str
     training: TrainingSpec
     seed: int
+
+    @property
+    def version(self) -> int:  # type: ignore[override]
+        """5, since a method's options stand together. 6 where weights of noise levels met a learned variance, whose term they
+        scaled before."""
+        weighs = self.method in LEVEL_WEIGHTED or any(getattr(one, "weighting", None) == "loss" for one in self.options)
+        return 6 if weighs and self.base.model.learn_sigma else 5
 
     def __post_init__(self) -> None:
         check(

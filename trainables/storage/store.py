@@ -19,6 +19,7 @@ from typing import Any
 from pyarrow import fs
 
 from fine_core.files import file_bytes, sha256_of
+from fine_core.text import has_login
 from trainables.specs.base import JobSpec
 from trainables.specs.from_record import OldRecord, job_from_record
 from trainables.storage.files import PROGRESS_FILE, RECORD_FILE, STATE_FILE
@@ -43,7 +44,7 @@ class Store:
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
         location = str(location)
-        if "://" in location and "@" in location.partition("?")[0]:
+        if has_login(location):
             raise StoreError(
                 "the storage path holds a password, which would stand in files and logs; "
                 "leave it out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY on all nodes"

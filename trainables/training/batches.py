@@ -31,16 +31,17 @@ class ImageRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def part(self, first: int, last: int) -> ImageRows:
-        first, last = max(0, min(first, len(self))), max(0, min(last, len(self)))
-        drawn = None if self.augmentation is None else self.augmentation.part(first, last)
-        return ImageRows(data=self.data, rows=self.rows[first:last], augmentation=drawn)
+    def at(self, places: Tensor) -> ImageRows:
+        """Those at some places (n,) among them."""
+        drawn = None if self.augmentation is None else self.augmentation.of(places.to(self.augmentation.flipped.device))
+        return ImageRows(data=self.data, rows=self.rows[places.to(self.rows.device)], augmentation=drawn)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Samples of one step (N, ...). The step's loss is the sum of weights times the samples' losses.
 
+    `level_weights` (N,) are those of the noise levels, which are part of a sample's loss (see `training_losses`).
     `image_rows`: where its images are, in the order of the samples. `conditions`: what the network is told, labels among it.
     `ranks`: places of the noise levels in the training distribution, in (0, 1). `distilled`: samples that learn from the
     teacher's output instead of the noise; None if there are none.
@@ -51,25 +52,45 @@ class Batch:
     ranks: Tensor
     noise: Tensor
     weights: Tensor
+    level_weights: Tensor
     distilled: Tensor | None = None
 
     def share(self, rank: int, num_workers: int) -> Batch:
-        """The part of one of `num_workers` equal workers, weighted so that the workers' mean loss is the batch's loss."""
-        size = len(self.ranks) // num_workers
-        first, last = rank * size, (rank + 1) * size
-        part = slice(first, last)
+        """The part of one of `num_workers` equal workers, weighted so that the workers' mean loss is the batch's loss.
+
+        Every worker has its part of the target's, of the rehearsed and of the distilled samples, as far as they divide: a
+        teacher's work is shared too.
+        """
+        if num_workers == 1:
+            return self
+        mine = self._places()[rank * len(self.ranks) // num_workers :][: len(self.ranks) // num_workers].sort().values
         rows, start = [], 0
         for image_rows in self.image_rows:
-            rows.append(image_rows.part(first - start, last - start))
+            within = (mine >= start) & (mine < start + len(image_rows))
+            rows.append(image_rows.at(mine[within] - start))
             start += len(image_rows)
+        part = mine.to(self.ranks.device)
         return Batch(
             image_rows=tuple(rows),
             conditions=rows_of(self.conditions, part),
             ranks=self.ranks[part],
             noise=self.noise[part],
             weights=self.weights[part] * num_workers,
+            level_weights=self.level_weights[part],
             distilled=None if self.distilled is None else self.distilled[part],
         )
+
+    def _places(self) -> Tensor:
+        """The samples (N,) ordered by how far each stands in its own kind: the n-th part of it is the n-th part of each."""
+        kinds = torch.cat([torch.full((len(rows),), 2 * index) for index, rows in enumerate(self.image_rows)])
+        if self.distilled is not None:
+            kinds += self.distilled.cpu()
+        depths = torch.empty(len(kinds), dtype=torch.float64)
+        for kind in kinds.unique():
+            members = kinds == kind
+            number = int(members.sum())
+            depths[members] = (torch.arange(number, dtype=torch.float64) + 0.5) / number
+        return depths.argsort(stable=True)
 
     @property
     def images(self) -> Tensor:
@@ -129,7 +150,8 @@ class DenoisingBatches:
             conditions={LABEL: labels},
             ranks=ranks,
             noise=torch.randn((self.batch_size, *self.data.shape), generator=generator, device=self.device),
-            weights=self.weights[levels_of(ranks)] / self.batch_size,
+            weights=torch.full_like(ranks, 1 / self.batch_size, dtype=torch.float32),
+            level_weights=self.weights[levels_of(ranks)],
         )
 
 
@@ -193,6 +215,7 @@ class RehearsingBatches:
             conditions={LABEL: torch.cat([labels, labels.new_full((size,), self.target.null_label)])},
             ranks=torch.cat([target.ranks, ranks]),
             noise=torch.cat([target.noise, noise]),
-            weights=torch.cat([target.weights, self.retention_weight * self.weights[levels_of(ranks)] / size]),
+            weights=torch.cat([target.weights, torch.full_like(target.weights[:1], self.retention_weight / size).expand(size)]),
+            level_weights=torch.cat([target.level_weights, self.weights[levels_of(ranks)]]),
             distilled=None if self.teacher is None else distilled,
         )

@@ -49,11 +49,11 @@ class RunContext(ABC):
         """Rank 0's item, on every rank. Ranks may read different things from the store."""
         return self.gather(item)[0]
 
-    def raise_together(self, problem: str | None) -> None:
-        """Raise NotFinite on every rank if any rank has a problem: one that raised alone would leave the others waiting."""
+    def raise_together(self, problem: str | None, error: type[Exception] = NotFinite) -> None:
+        """Raise on every rank if any rank has a problem: one that raised alone would leave the others waiting."""
         problems = [one for one in self.gather(problem) if one is not None]
         if problems:
-            raise NotFinite(problems[0])
+            raise error(problems[0])
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """The element-wise mean over all ranks, on every rank."""

@@ -147,6 +147,7 @@ def train(
             parameterization.times(batch.ranks),
             batch.conditions,
             batch.noise,
+            weights=batch.level_weights,
             teacher=teacher,
             distilled=batch.distilled,
         )
