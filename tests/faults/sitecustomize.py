@@ -3,7 +3,8 @@
 FAULTS is `module:function:count:victim`, several with spaces between them; one is armed once those before it have happened.
 The armed call number `count` of that function, in whichever process comes to it first, sends SIGKILL to the process it`self`,
 to the only Tune `trial`, or to the `driver`, whose pid is in the file FAULT_DRIVER; or finds no room on the `disk`. The files
-FAULTS_DONE-0, -1, ... say which have happened. The victim `nobody` is told of in its file by every call: the id of the first argument that has one.
+FAULTS_DONE-0, -1, ... say which have happened. The victim `nobody` is told of in its file by every call: the id of the first
+argument that has one.
 """
 
 import errno

@@ -86,7 +86,8 @@ def test_a_password_of_the_tracking_server_is_nowhere(tmp_path):
         for script in ("size_grid", "schedule_search"):
             more = [] if script == "size_grid" else [*TRANSFER, "--transfer", "difffit", "--trials", "1"]
             arguments = command(store, *more, "--tracking-uri", uri, "--runner", "tune", script=script)
-            done = subprocess.run(arguments, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S)
+            settings = {"cwd": tmp_path, "env": environment(), "capture_output": True, "text": True, "timeout": PATIENCE_S}
+            done = subprocess.run(arguments, **settings)
             assert done.returncode == 0 and password not in done.stdout + done.stderr, done.stdout + done.stderr
         client = mlflow.MlflowClient(server.uri)
         assert {found.name for found in client.search_experiments()} >= {"size-grid", "schedule-search"}
