@@ -20,16 +20,14 @@ import click
 import torch
 
 from fine_core.data.source import ImageSet
-from fine_core.denoiser import denoiser_of
 from fine_core.dit import DIT_SIZES, DiT, DiTConfig, ModelSize
-from fine_core.parameterizations import PARAMETERIZATIONS, Parameterization
-from fine_core.parameterizations.losses import training_losses
 from trainables.methods import TRANSFER_METHODS, Start, TransferData
 from trainables.specs.base import TrainingSpec
 from trainables.storage.provenance import PeakMemory
 from trainables.training.batches import BatchSource
 from trainables.training.context import LocalContext
-from trainables.training.loop import Phase, PhaseTrainer
+from trainables.training.loop import loss_of
+from trainables.training.phase import Phase, PhaseTrainer
 
 DEMO = DiTConfig(size=ModelSize(depth=6, width=64, num_heads=4), input_size=8, in_channels=1, num_classes=10, learn_sigma=False)
 MODELS = {"demo": DEMO, **DIT_SIZES}
@@ -43,7 +41,6 @@ class Stepper:
 
     trainer: PhaseTrainer
     batches: BatchSource
-    parameterization: Parameterization
     done: int = 0
 
     @classmethod
@@ -60,26 +57,13 @@ class Stepper:
         return cls(
             trainer=PhaseTrainer(model, Phase(name=name, steps=1000, lr=1e-4), training, run, skips_parameters=False),
             batches=batches,
-            parameterization=PARAMETERIZATIONS[config.parameterization],
         )
 
     def step(self) -> float:
         """Seconds of one step."""
         started = time.perf_counter()
         b = self.batches.batch(self.done)
-        teacher = None if self.batches.teacher is None else denoiser_of(self.batches.teacher)
-        losses = training_losses(
-            self.parameterization,
-            denoiser_of(self.trainer.forward),
-            b.images,
-            self.parameterization.times(b.ranks),
-            b.conditions,
-            b.noise,
-            weights=b.level_weights,
-            teacher=teacher,
-            distilled=b.distilled,
-        )
-        self.trainer.step((b.weights * losses).sum(), self.done)
+        self.trainer.step(loss_of(self.trainer, self.batches.teacher), b, b.images, {}, self.done)
         self.done += 1
         if b.noise.is_cuda:
             torch.cuda.synchronize()

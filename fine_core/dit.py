@@ -14,6 +14,8 @@ from functools import lru_cache, partial
 import torch
 from timm.layers import Attention, Mlp, PatchEmbed, freq_bands
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from fine_core.parameterizations import PARAMETERIZATIONS
 
@@ -185,8 +187,19 @@ def position_table(config: DiTConfig) -> Tensor:
     return torch.cat(parts, dim=1).unsqueeze(0)
 
 
+def _recomputed(block: nn.Module, x: Tensor, c: Tensor) -> Tensor:
+    """A block that keeps its input alone, and computes the rest again in the backward pass."""
+    weights = dict(block.named_parameters())  # those of this pass: a FINE model lends its blocks other ones each time
+    return checkpoint(lambda x, c: functional_call(block, weights, (x, c)), x, c, use_reentrant=False)
+
+
 class DiT(nn.Module):
-    """Diffusion transformer. `forward` draws no random numbers: the training loop drops labels."""
+    """Diffusion transformer. `forward` draws no random numbers: the training loop drops labels.
+
+    With `recomputes` (activation checkpointing) blocks take less memory in training, and a third more time.
+    """
+
+    recomputes: bool = False
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -225,7 +238,7 @@ class DiT(nn.Module):
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
         c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
         for block in self.blocks:
-            x = block(x, c)
+            x = _recomputed(block, x, c) if self.recomputes and torch.is_grad_enabled() else block(x, c)
         return self._unpatchify(self.final_layer(x, c))
 
     def at_resolution(self, input_size: int) -> DiT:

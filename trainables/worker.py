@@ -22,15 +22,17 @@ from trainables.jobs.run import run_task
 from trainables.specs.base import JobSpec
 from trainables.specs.tasks import Task
 from trainables.storage.store import WORKER_GROUP_FOLDER, Store
+from trainables.training.computing import Computing
 from trainables.training.context import RunContext
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerGroupSpec:
-    """Resources of one job: `num_workers` equal workers with one CPU and `gpus` GPUs (may be a fraction) each."""
+    """One job's `num_workers` equal workers with one CPU and `gpus` GPUs (may be a fraction) each, and how they compute."""
 
     num_workers: int = 1
     gpus: float = 0.0
+    computing: Computing = Computing()
 
 
 class WorkerGroupFailed(RuntimeError):
@@ -40,7 +42,8 @@ class WorkerGroupFailed(RuntimeError):
 class TrainContext(RunContext):
     """A rank of a Ray Train worker group; checkpoints go through Ray to the storage path."""
 
-    def __init__(self) -> None:
+    def __init__(self, computing: Computing) -> None:
+        self.computing = computing
         context = train.get_context()
         self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
         self.device = get_device()
@@ -60,7 +63,7 @@ class TrainContext(RunContext):
 
 def _worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
-    context, task = TrainContext(), config["task"]
+    context, task = TrainContext(config["computing"]), config["task"]
     store = Store(config["store_location"])
     if context.rank == 0:
         _note_resources(store, task.job)
@@ -114,6 +117,7 @@ def run_on_worker_group(
             "task": task,
             "store_location": store.location,
             "checkpoint_every_steps": checkpoint_every_steps,
+            "computing": group.computing,
         },
         scaling_config=train.ScalingConfig(
             num_workers=group.num_workers,

@@ -61,7 +61,8 @@ class Protocol:
         s = self.sampler
         return (
             f"{self.extractor} | {self.num_samples} samples | {s.sampler} {s.sampling_steps} steps"
-            f" | guidance {s.guidance_scale:g}{' | null label' if self.unconditional else ''}"
+            f" | guidance {s.guidance_scale:g}{'' if s.precision == 'fp32' else f' | {s.precision}'}"
+            f"{' | null label' if self.unconditional else ''}"
             f"{f' | last {self.replaced_steps} by the base' if self.replaced_steps else ''}"
             f" | reference {self.reference}"
         )

@@ -18,6 +18,7 @@ from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.parameterizations import PARAMETERIZATIONS
 from fine_core.sampling.sampler import SamplerSpec
 from fine_core.sampling.schedulers import SAMPLERS
+from sweeps.command_line.compute_options import COMPUTE_OPTIONS, computing_from, resolved_precision
 from sweeps.command_line.folders import DEFAULT_DATA_FOLDER
 from sweeps.command_line.inputs import COLUMN_OPTIONS, DEFAULT_IMAGE_SIZE, Inputs, dataset_named, read_inputs
 from sweeps.command_line.method_options import chosen_options, click_option, parameter_name
@@ -92,6 +93,7 @@ _OPTIONS = [
     click.option("--batch-size", type=int, help="Images in a training step, summed over all workers."),
     click.option("--lr", type=float, help="Learning rate of AdamW."),
     click.option("--grad-clip", type=float, help="Gradient norm above which gradients are clipped.  [default: no clipping]"),
+    *COMPUTE_OPTIONS,
     click.option("--ema-decay", type=float, help="Decay of the EMA weights, which are scored and saved."),
     click.option(
         "--source", help="Given model that FINE decomposes: public .pt, diffusers folder or .safetensors.  [default: none]"
@@ -211,10 +213,15 @@ def grid_options(*, without: Collection[str] = ()) -> Callable[[Callable], Calla
 
 def grid_from(options: dict[str, Any]) -> GridSpec:
     """The grid that the options describe. Raises ValueError."""
+    precision, sampling_precision = (
+        resolved_precision(options[name], options["gpus_per_worker"]) for name in ("precision", "sampling_precision")
+    )
+    options["precision"] = precision
     sampler = SamplerSpec(
         sampler=options["sampler"],
         sampling_steps=options["sampling_steps"],
         guidance_scale=options["guidance_scale"],
+        precision=sampling_precision,
     )
     inputs = read_inputs(options)
     taken = {"sampler": sampler, "source": inputs.source, "scoring": inputs.scoring}
@@ -240,7 +247,12 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
 def _forgetting(choice: str, own: EvaluationSpec) -> EvaluationSpec | None:
     """Evaluation of the source domain after a transfer. It never costs more than the target's."""
     quick = EVALUATIONS["quick"]
-    sampler = SamplerSpec(sampler=quick.sampler, sampling_steps=quick.sampling_steps, guidance_scale=quick.guidance_scale)
+    sampler = SamplerSpec(
+        sampler=quick.sampler,
+        sampling_steps=quick.sampling_steps,
+        guidance_scale=quick.guidance_scale,
+        precision=own.sampler.precision,
+    )
     cheap = EvaluationSpec(num_samples=quick.num_samples, sampler=sampler)
     if choice == "none":
         return None
@@ -264,6 +276,7 @@ def _transfer_from(options: dict[str, Any], named: tuple[str, ...], inputs: Inpu
         sampler=options["bank_sampler"],
         sampling_steps=options["bank_sampling_steps"],
         guidance_scale=options["bank_guidance_scale"],
+        precision=resolved_precision(options["sampling_precision"], options["gpus_per_worker"]),
     )
     chosen = options["transfer_from"] or tuple(name for name in named if name == "fine") or named
     for name in chosen:
@@ -303,10 +316,14 @@ def runner_from(options: dict[str, Any], batch_size: int) -> RunnerSpec:
         max_concurrent=options["max_concurrent"],
         source_workers=options["source_workers"],
         checkpoint_every_steps=options["checkpoint_every_steps"],
+        computing=computing_from(options),
     )
     workers = runner.workers_per_trial
     if batch_size % workers:
         raise ValueError(f"batch_size {batch_size} does not divide among {workers} workers; use a multiple of {workers}")
+    micro_batch = options["micro_batch"]
+    if micro_batch is not None and (batch_size // workers) % micro_batch:
+        raise ValueError(f"--micro-batch {micro_batch} does not divide the {batch_size // workers} samples of a worker")
     return runner
 
 

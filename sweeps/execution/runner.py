@@ -10,6 +10,7 @@ from sweeps.execution.cluster import num_cpus, room
 from trainables.jobs.kind import Workers
 from trainables.jobs.registry import kind_of
 from trainables.specs.base import JobSpec, check
+from trainables.training.computing import Computing
 
 RUNNERS = ("auto", "train", "tune")
 MIN_IMAGES_PER_WORKER = 16  # of a learngene's batch: more workers would wait for each other more than they compute
@@ -25,6 +26,7 @@ class RunnerSpec:
     max_concurrent: int | None = None
     source_workers: int | None = None
     checkpoint_every_steps: int = 100
+    computing: Computing = Computing()
 
     def __post_init__(self) -> None:
         check(self.runner in RUNNERS, f"unknown runner {self.runner!r}; choose one of {', '.join(RUNNERS)}")

@@ -29,6 +29,7 @@ from trainables.jobs.run import run_task
 from trainables.specs.base import JobSpec
 from trainables.specs.tasks import Task
 from trainables.storage.store import CHECKPOINT_FOLDER, Store, checkpoint_folder_name
+from trainables.training.computing import Computing
 from trainables.training.context import RunContext
 
 MAX_RETRIES = 3  # of a trial that died or failed, unless it diverged or its input is bad: then it would fail again
@@ -83,8 +84,8 @@ def trials_at_once(runner: RunnerSpec, source: TaskSource) -> int:
 class InlineContext(RunContext):
     """One CPU worker inside the Tune trial's own process."""
 
-    def __init__(self, store: Store, job: JobSpec) -> None:
-        self.store, self.job = store, job
+    def __init__(self, store: Store, job: JobSpec, computing: Computing) -> None:
+        self.store, self.job, self.computing = store, job, computing
 
     @contextmanager
     def restore(self):
@@ -110,6 +111,7 @@ class _TrialSetup:
     gpus_per_worker: float
     store_location: str
     checkpoint_every_steps: int
+    computing: Computing = Computing()
 
     @property
     def resources(self) -> tune.PlacementGroupFactory:
@@ -140,6 +142,7 @@ class _JobSearcher(Searcher):
             gpus_per_worker=self.runner.gpus_per_worker,
             store_location=self.store.location,
             checkpoint_every_steps=self.runner.checkpoint_every_steps,
+            computing=self.runner.computing,
         )
         return {"setup": setup}
 
@@ -157,7 +160,7 @@ def _trial(config: dict[str, Any]) -> None:
     if not setup.group_size:
         torch.set_num_threads(1)
         try:
-            run_task(task, store.location, InlineContext(store, task.job), checkpoint_every_steps=every)
+            run_task(task, store.location, InlineContext(store, task.job, setup.computing), checkpoint_every_steps=every)
         except Exception as error:
             failure = failure_of(error, task.id, store)
             if failure.kind.is_retried:
@@ -172,7 +175,7 @@ def _trial(config: dict[str, Any]) -> None:
         run_on_worker_group(
             task,
             store,
-            WorkerGroupSpec(num_workers=setup.group_size, gpus=setup.gpus_per_worker),
+            WorkerGroupSpec(num_workers=setup.group_size, gpus=setup.gpus_per_worker, computing=setup.computing),
             checkpoint_every_steps=every,
             callbacks=[TuneReportCallback()],
             max_failures=MAX_RETRIES,

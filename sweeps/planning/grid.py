@@ -70,6 +70,7 @@ class GridSpec:
     scoring: ScoringSpec | None = None
     forgetting: EvaluationSpec | None = None
     parameterization: str = "ddpm"
+    precision: str = "fp32"
     metrics: tuple[str, ...] = DEFAULT_METRICS
 
     def __post_init__(self) -> None:
@@ -131,7 +132,12 @@ class GridSpec:
 
     def _training(self, steps: int) -> TrainingSpec:
         return TrainingSpec(
-            steps=steps, batch_size=self.batch_size, lr=self.lr, ema_decay=self.ema_decay, grad_clip=self.grad_clip
+            steps=steps,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            ema_decay=self.ema_decay,
+            grad_clip=self.grad_clip,
+            precision=self.precision,
         )
 
     @cached_property

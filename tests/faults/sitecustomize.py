@@ -4,7 +4,7 @@ FAULTS is `module:function:count:victim`, several with spaces between them; one 
 The armed call number `count` of that function, in whichever process comes to it first, sends SIGKILL to the process it`self`,
 to the only Tune `trial`, or to the `driver`, whose pid is in the file FAULT_DRIVER; or finds no room on the `disk`. The files
 FAULTS_DONE-0, -1, ... say which have happened. The victim `nobody` is told of in its file by every call: the id of the first
-argument that has one.
+argument that has one. With CLOCK_JUMPS the time of day jumps.
 """
 
 import errno
@@ -100,5 +100,17 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
+def _jumping(now):
+    """A clock that is set back and forth by a day, at every third second."""
+
+    def jumped() -> float:
+        real = now()
+        return real + 86_400 * (int(real) // 3 % 3 - 1)
+
+    return jumped
+
+
+if "CLOCK_JUMPS" in os.environ:
+    time.time = _jumping(time.time)
 if "FAULTS" in os.environ:
     sys.meta_path.insert(0, _Finder(os.environ["FAULTS"].split()))

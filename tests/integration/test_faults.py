@@ -7,8 +7,8 @@ from contextlib import suppress
 
 import pytest
 
-from tests.commands import PATIENCE_S, compute_without_ray, matches, runs, start, sweep, wait_for, weights
-from tests.injection import check_whole, run_with_faults
+from tests.commands import PATIENCE_S, command, compute_without_ray, environment, matches, runs, start, sweep, wait_for, weights
+from tests.injection import FAULTS, check_whole, run_with_faults
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 def test_workers_die_one_after_the_other_and_the_sweep_goes_on(alone, tmp_path):
     store = tmp_path / "store"
     faults = [
-        "trainables.training.loop:PhaseTrainer.step:8:self",
+        "trainables.training.phase:PhaseTrainer.step:8:self",
         "sweeps.execution.tune_run:InlineContext.report:2:self",  # between a checkpoint and its report
         "trainables.jobs.score:compute_metrics:1:self",
     ]
@@ -30,7 +30,7 @@ def test_the_sweep_itself_dies_again_and_again(alone, tmp_path):
     faults = [
         "sweeps.execution.sweep:Sweep.__init__:1:self",  # planned, nothing begun
         "sweeps.execution.sweep:Sweep.reported:2:self",  # the learngene has a checkpoint
-        "trainables.training.loop:PhaseTrainer.step:7:driver",  # of a base model
+        "trainables.training.phase:PhaseTrainer.step:7:driver",  # of a base model
         "sweeps.execution.tune_run:InlineContext.report:2:driver",  # a checkpoint is written, nobody has heard of it
         "trainables.jobs.score:compute_metrics:1:driver",
         "sweeps.execution.sweep:Sweep.finished:1:self",  # a result is stored, MLflow has not heard of it
@@ -71,6 +71,39 @@ def test_a_damaged_artifact_is_noticed_and_made_again(alone, tmp_path):
     assert "learngene is damaged in the store; it is made again" in output
     before, after = weights(alone), weights(store)
     assert all(after[name] == content for name, content in before.items()) and len(after) == len(before) + 1
+
+
+def test_no_room_at_any_write_is_survived_or_one_line(alone, tmp_path):
+    store = tmp_path / "store"
+    in_workers = [
+        "trainables.training.checkpoint:report_checkpoint:1:disk",
+        "trainables.jobs.score:save_grid:1:disk",
+        "trainables.storage.store:Store.publish:1:disk",
+    ]
+    code, output = run_with_faults(store, in_workers, "--runner", "tune", "--methods", "scratch")
+    assert code == 0 and "Traceback" not in output, output  # tried again
+    of_the_sweep = {
+        "trainables.storage.leases:Leases.claim:1:disk": 2,  # before anything starts
+        "mlflow_setup.spool:Spool.append:3:disk": 1,
+        "mlflow_setup.report:write_csv:1:disk": 1,
+        "sweeps.results.report:_copy_samples:1:disk": 1,
+    }
+    for fault, expected in of_the_sweep.items():
+        code, output = run_with_faults(store, [fault], "--runner", "tune")
+        errors = [line for line in output.splitlines() if line.startswith("error: ")]
+        assert code == expected and "Traceback" not in output and len(errors) == 1, output
+        assert "No space left on device" in errors[0], output
+    sweep(store, "--runner", "tune")
+    check_whole(store, alone)
+
+
+def test_a_clock_that_jumps_by_days_and_few_open_files_change_nothing(alone, tmp_path):
+    store = tmp_path / "store"
+    clock = {"PYTHONPATH": str(FAULTS), "CLOCK_JUMPS": "1"}
+    few = ["bash", "-c", 'ulimit -n 256 && exec "$@"', "bash", *command(store, "--runner", "tune")]
+    done = subprocess.run(few, env=environment() | clock, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    check_whole(store, alone)
 
 
 def test_a_full_disk_fails_the_point_and_the_rest_can_be_had_later(tmp_path):

@@ -48,9 +48,9 @@ def test_one_worker_on_a_group_computes_what_is_computed_without_ray(alone, tmp_
 def test_every_process_of_a_worker_group_dies_once_and_the_sweep_goes_on(alone, undisturbed, tmp_path):
     store = with_learngene(alone, tmp_path / "store")
     faults = [
-        "trainables.training.loop:PhaseTrainer.step:6:self",  # one of two workers
+        "trainables.training.phase:PhaseTrainer.step:6:self",  # one of two workers
         "ray.tune.integration.ray_train:TuneReportCallback.after_report:1:self",  # the group's controller
-        "trainables.training.loop:PhaseTrainer.step:2:trial",  # the trial that waits for the group
+        "trainables.training.phase:PhaseTrainer.step:2:trial",  # the trial that waits for the group
     ]
     code, output = run_with_faults(store, faults, *TWO_WORKERS)
     assert code == 0, output

@@ -20,7 +20,7 @@ from trainables.specs.models import BaseModelSpec, InitializationSpec
 from trainables.specs.options import Choice, Options, option
 from trainables.storage.files import MODEL_FILE
 from trainables.storage.store import Store
-from trainables.training.loop import Phase
+from trainables.training.phase import Phase
 
 
 @spec("toy-ancestor")

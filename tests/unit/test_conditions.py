@@ -16,7 +16,8 @@ from tests.tiny import random_dit, tiny_config
 from trainables.specs.base import TrainingSpec
 from trainables.training.batches import DenoisingBatches
 from trainables.training.context import LocalContext
-from trainables.training.loop import Phase, train
+from trainables.training.loop import train
+from trainables.training.phase import Phase
 from trainables.training.prefetch import prefetch
 
 TRAINING = TrainingSpec(steps=4, batch_size=8)

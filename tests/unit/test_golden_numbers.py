@@ -18,7 +18,10 @@ from trainables.training.context import LocalContext
 
 GOLDEN = Path(__file__).parents[1] / "records" / "golden.json"
 KEPT = ("fid", "forgetting/distance", "held_out_accuracy", "params_trainable", "bank_images")
-TOLERANCE = 1e-2  # processors round differently (2.3e-3 seen); another image or timestep shows in the first digits
+# Processors round differently: losses agree to 1e-7, but an extractor's training magnifies it, and with it FIDs (1.4e-2 seen).
+# Another image or timestep shows in the first digits of a loss.
+TOLERANCE = {"fid": 5e-2}
+TIGHT = 1e-3
 
 
 def jobs() -> dict:
@@ -59,7 +62,9 @@ def test_the_same_specs_give_the_same_numbers(tmp_path):
     for name, entry in golden.items():
         for key, value in entry.items():
             if key != "id":
-                assert found[name][key] == pytest.approx(value, rel=TOLERANCE), f"{name}: {key}; raise the version of its kind"
+                assert found[name][key] == pytest.approx(value, rel=TOLERANCE.get(key, TIGHT)), (
+                    f"{name}: {key}; raise the version of its kind"
+                )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from trainables.specs.models import BaseModelSpec, DecompositionSpec, FineSpec, 
 from trainables.specs.options import Choice, Options, Parameter, option
 from trainables.storage.files import LEARNGENE_FILE
 from trainables.storage.store import Store
-from trainables.training.loop import Phase
+from trainables.training.phase import Phase
 
 SIGMA_STEPS_FACTORS = (0, 1, 2)  # of the present sigma steps: where a search may look
 

@@ -14,7 +14,7 @@ from trainables.specs.models import BaseModelSpec, GivenSpec
 from trainables.specs.options import Options
 from trainables.storage.files import MODEL_FILE
 from trainables.storage.store import Store
-from trainables.training.loop import Phase
+from trainables.training.phase import Phase
 
 
 class GivenRecipe:

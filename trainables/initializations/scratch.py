@@ -13,7 +13,7 @@ from trainables.initializations.base import Initialization, Setting
 from trainables.specs.models import BaseModelSpec, ScratchSpec
 from trainables.specs.options import Options
 from trainables.storage.store import Store
-from trainables.training.loop import Phase
+from trainables.training.phase import Phase
 
 
 class ScratchRecipe:

@@ -22,7 +22,8 @@ from trainables.specs.models import DecompositionSpec, LearngeneSpec
 from trainables.storage.files import LEARNGENE_FILE, MODEL_FILE
 from trainables.storage.store import Store
 from trainables.training.batches import BatchSource, DenoisingBatches, DistillingBatches
-from trainables.training.loop import Phase, train
+from trainables.training.loop import train
+from trainables.training.phase import Phase
 
 
 class LearngeneRecipe:

@@ -26,7 +26,8 @@ from trainables.specs.models import FineSpec
 from trainables.specs.transfers import TransferSpec
 from trainables.storage.files import BANK_FILE, DELTA_FILE, LEARNGENE_FILE, MODEL_FILE
 from trainables.storage.store import Store, StoreError
-from trainables.training.loop import Phase, Progress, train
+from trainables.training.loop import Progress, train
+from trainables.training.phase import Phase
 
 ANY_SHA256 = "0" * 64  # of a file that is not there yet: all hashes have one length
 

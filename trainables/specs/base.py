@@ -6,8 +6,9 @@ from functools import cached_property
 from typing import ClassVar
 
 from fine_core.dit import DiTConfig
+from fine_core.precision import PRECISIONS
 from fine_core.randomness import stream_seed
-from trainables.specs.identity import id_of, spec
+from trainables.specs.identity import added, id_of, spec
 
 
 def check(condition: bool, message: str) -> None:
@@ -55,7 +56,10 @@ class JobSpec:
 
 @spec("training")
 class TrainingSpec:
-    """Optimization of one model: AdamW at a constant learning rate after a linear warm-up, and an EMA of the weights."""
+    """Optimization of one model: AdamW at a constant learning rate after a linear warm-up, and an EMA of the weights.
+
+    `precision` is that of the products alone (see `fine_core.precision`).
+    """
 
     steps: int
     batch_size: int = 64
@@ -65,6 +69,7 @@ class TrainingSpec:
     ema_decay: float = 0.99
     label_dropout: float = 0.1
     grad_clip: float | None = None
+    precision: str = added("fp32")
 
     def __post_init__(self) -> None:
         check(self.steps >= 0, f"steps is {self.steps}; it must be 0 or more")
@@ -72,6 +77,7 @@ class TrainingSpec:
         check(self.lr > 0, f"lr is {self.lr}; it must be positive")
         check(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}; it must be in [0, 1)")
         check(self.grad_clip is None or self.grad_clip > 0, f"grad_clip is {self.grad_clip}; it must be positive")
+        check(self.precision in PRECISIONS, f"unknown precision {self.precision!r}; choose one of {', '.join(PRECISIONS)}")
         check(0 <= self.label_dropout < 1, f"label_dropout is {self.label_dropout}; it must be in [0, 1)")
 
 

@@ -6,6 +6,7 @@ of workers, sees the same data.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -79,6 +80,24 @@ class Batch:
             level_weights=self.level_weights[part],
             distilled=None if self.distilled is None else self.distilled[part],
         )
+
+    def micro_batches(self, size: int) -> Iterator[tuple[slice, Batch]]:
+        """The batch in stretches of at most `size` samples, without where their images are; the sum of their losses is its
+        loss."""
+        for first in range(0, len(self.ranks), size):
+            part = slice(first, first + size)
+            yield (
+                part,
+                Batch(
+                    image_rows=(),
+                    conditions=rows_of(self.conditions, part),
+                    ranks=self.ranks[part],
+                    noise=self.noise[part],
+                    weights=self.weights[part],
+                    level_weights=self.level_weights[part],
+                    distilled=None if self.distilled is None else self.distilled[part],
+                ),
+            )
 
     def _places(self) -> Tensor:
         """The samples (N,) ordered by how far each stands in its own kind: the n-th part of it is the n-th part of each."""

@@ -12,14 +12,19 @@ from typing import Any
 import torch
 
 from fine_core.evaluation.finite import NotFinite
+from trainables.training.computing import Computing
 
 
 class RunContext(ABC):
-    """One of `num_workers` equal workers of a job. Rank 0 saves and scores; all ranks call every method alike."""
+    """One of `num_workers` equal workers of a job. Rank 0 saves and scores; all ranks call every method alike.
+
+    `computing` is how its steps are computed.
+    """
 
     rank: int = 0
     num_workers: int = 1
     device: torch.device = torch.device("cpu")
+    computing: Computing = Computing()
 
     @abstractmethod
     def restore(self) -> AbstractContextManager[Path | None]:

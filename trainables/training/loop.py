@@ -12,29 +12,23 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fine_core.denoiser import denoiser_of
+from fine_core.dit import count_macs
 from fine_core.evaluation.finite import check_finite_model
 from fine_core.parameterizations import PARAMETERIZATIONS
 from fine_core.parameterizations.losses import training_losses
+from fine_core.precision import check_precision, denoiser_in, products_in
 from trainables.specs.base import TrainingSpec
 from trainables.training.batches import Batch, BatchSource
 from trainables.training.checkpoint import report_checkpoint, restore_checkpoint
+from trainables.training.computing import step_plan
 from trainables.training.context import RunContext
+from trainables.training.phase import LossOf, Phase, PhaseTrainer
 from trainables.training.prefetch import prefetch
 
 LOG_EVERY_STEPS = 10
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """A stretch of training with its own trainable parameters and learning rate."""
-
-    name: str
-    steps: int
-    lr: float
+PASSES_PER_STEP, FLOPS_PER_MAC = 3, 2  # a backward pass costs two forward passes
 
 
 class Recipe(Protocol):
@@ -64,56 +58,6 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-class PhaseTrainer:
-    """Optimizer and EMA over the trainable parameters of one phase's model."""
-
-    def __init__(
-        self, model: nn.Module, phase: Phase, training: TrainingSpec, run: RunContext, *, skips_parameters: bool
-    ) -> None:
-        self.model, self.phase, self.training = model, phase, training
-        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.parameters = list(self.trainable.values())
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=phase.lr, weight_decay=training.weight_decay, fused=True)
-        self.ema = [p.detach().clone() for p in self.parameters]
-        self.forward = model
-        if run.num_workers > 1:
-            self.forward = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=skips_parameters)
-
-    def step(self, loss: Tensor, step_in_phase: int) -> None:
-        warmup = min(1.0, (step_in_phase + 1) / max(1, self.training.warmup_steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.phase.lr * warmup
-        loss.backward()
-        if self.training.grad_clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.training.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        # EMA warm-up: a short horizon at first, so that the initial weights are forgotten.
-        decay = min(self.training.ema_decay, (1 + step_in_phase) / (10 + step_in_phase))
-        get_ema_multi_avg_fn(decay)(self.ema, self.parameters, None)
-
-    @torch.no_grad()
-    def finish(self) -> nn.Module:
-        """The phase's model with its averaged weights."""
-        for parameter, average in zip(self.parameters, self.ema, strict=True):
-            parameter.copy_(average)
-        return self.model
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "trainable": {name: p.detach() for name, p in self.trainable.items()},
-            "ema": dict(zip(self.trainable, self.ema, strict=True)),
-            "optimizer": self.optimizer.state_dict(),
-        }
-
-    @torch.no_grad()
-    def load_state(self, state: dict[str, Any]) -> None:
-        for (name, parameter), average in zip(self.trainable.items(), self.ema, strict=True):
-            parameter.copy_(state["trainable"][name])
-            average.copy_(state["ema"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-
 def train(
     recipe: Recipe,
     *,
@@ -131,27 +75,24 @@ def train(
     """
     if training.batch_size % run.num_workers:
         raise ValueError(f"batch_size {training.batch_size} does not divide among {run.num_workers} workers")
-    teacher = None if batches.teacher is None else denoiser_of(batches.teacher)
+    check_precision(training.precision, run.device)
+    with products_in(training.precision):
+        return _train(recipe, batches, training, run, checkpoint_every_steps, until_step)
+
+
+def _train(
+    recipe: Recipe,
+    batches: BatchSource,
+    training: TrainingSpec,
+    run: RunContext,
+    checkpoint_every_steps: int,
+    until_step: int | None,
+) -> tuple[nn.Module, Progress]:
     state = restore_checkpoint(run)
     if state is not None and until_step is not None and state["progress"]["step"] > until_step:
         state = None  # this stretch of the training is over; it can only be had again from the start
     progress = Progress() if state is None else Progress(**state.pop("progress"))
     total_steps = sum(phase.steps for phase in recipe.phases)
-
-    def batch_loss(trainer: PhaseTrainer, step: int, batch: Batch, images: Tensor) -> Tensor:
-        parameterization = PARAMETERIZATIONS[trainer.model.config.parameterization]
-        losses = training_losses(
-            parameterization,
-            denoiser_of(trainer.forward, **recipe.forward_options(step)),
-            images,
-            parameterization.times(batch.ranks),
-            batch.conditions,
-            batch.noise,
-            weights=batch.level_weights,
-            teacher=teacher,
-            distilled=batch.distilled,
-        )
-        return (batch.weights * losses).sum()
 
     model: nn.Module | None = None
     first_step = 0
@@ -163,7 +104,16 @@ def train(
         if index < progress.phase or phase.steps == 0:
             first_step = end
             continue
-        trainer = PhaseTrainer(model, phase, training, run, skips_parameters=recipe.skips_parameters)
+        plan = step_plan(
+            run.computing,
+            model,
+            samples=training.batch_size // run.num_workers,
+            flops=FLOPS_PER_MAC * PASSES_PER_STEP * count_macs(model.config) * training.batch_size * phase.steps,
+            precision=training.precision,
+            device=run.device,
+        )
+        trainer = PhaseTrainer(model, phase, training, run, skips_parameters=recipe.skips_parameters, plan=plan)
+        loss_of_samples = loss_of(trainer, batches.teacher)
         if state is not None:
             trainer.load_state(state)
             state = None
@@ -173,9 +123,8 @@ def train(
         reported_step = progress.step
         steps = range(progress.step, end)
         for step, batch, images in prefetch(batches, steps, rank=run.rank, num_workers=run.num_workers):
-            loss = batch_loss(trainer, step, batch, images)
-            trainer.step(loss, step - first_step)
-            losses.append(loss.detach())
+            loss = trainer.step(loss_of_samples, batch, images, recipe.forward_options(step), step - first_step)
+            losses.append(loss)
             progress.step = step + 1
             if progress.step % checkpoint_every_steps == 0 or progress.step == end:
                 new_entries = _mean_losses(progress.step, run.mean(torch.stack(losses)).tolist())
@@ -193,6 +142,29 @@ def train(
         if end == until_step:
             break
     return model, progress
+
+
+def loss_of(trainer: PhaseTrainer, teacher: nn.Module | None) -> LossOf:
+    """The loss of samples by a phase's model as it is, in the precision of its training."""
+    precision = trainer.training.precision
+    taught = None if teacher is None else denoiser_in(precision, denoiser_of(teacher))
+    parameterization = PARAMETERIZATIONS[trainer.model.config.parameterization]
+
+    def loss(batch: Batch, images: Tensor, options: dict[str, Any]) -> Tensor:
+        losses = training_losses(
+            parameterization,
+            denoiser_in(precision, denoiser_of(trainer.forward, **options)),
+            images,
+            parameterization.times(batch.ranks),
+            batch.conditions,
+            batch.noise,
+            weights=batch.level_weights,
+            teacher=taught,
+            distilled=batch.distilled,
+        )
+        return (batch.weights * losses).sum()
+
+    return loss
 
 
 def _mean_losses(step: int, losses: list[float]) -> list[dict[str, float]]:

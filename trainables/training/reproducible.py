@@ -1,4 +1,8 @@
-"""Kernels that give the same bits every time, so that a resumed run equals an uninterrupted one on a GPU too."""
+"""Kernels that give the same bits every time, so that a resumed run equals an uninterrupted one on a GPU too.
+
+And plain fp32 products wherever no other precision is asked for: torch's convolutions would take TF32, with which features, and
+so scores, differ between GPUs.
+"""
 
 from __future__ import annotations
 
@@ -20,4 +24,6 @@ def make_reproducible(device: torch.device) -> None:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", CUBLAS_WORKSPACE)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
     warnings.filterwarnings("ignore", message=".*deterministic.*")

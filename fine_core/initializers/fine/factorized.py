@@ -44,6 +44,19 @@ def _unit_columns(rows: int, rank: int) -> nn.Parameter:
     return nn.Parameter(factor / factor.norm(dim=0, keepdim=True))  # rank > rows: rows are orthogonal, columns are not
 
 
+class RebuiltWeights:
+    """Dense weights that are rebuilt once for several forward and backward passes, whose gradients gather in them."""
+
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self.state = state
+        self.leaves = {name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in state.items()}
+
+    def backward(self) -> None:
+        """Take the gathered gradients to the factors."""
+        reached = [name for name, leaf in self.leaves.items() if leaf.grad is not None]
+        torch.autograd.backward([self.state[name] for name in reached], [self.leaves[name].grad for name in reached])
+
+
 class FactorizedDiT(nn.Module):
     """Factors U, V and biases per matrix type, sigma (L, R) per type and width, and the parts outside the blocks.
 
@@ -101,16 +114,28 @@ class FactorizedDiT(nn.Module):
         state["pos_embed"] = getattr(self, f"positions_{width}")
         for m, place in BLOCK_MATRICES.items():
             sigma = self.sigma[str(width)][m]  # (L, R)
-            weights = (shared[f"left.{m}"] * sigma.unsqueeze(1)) @ shared[f"right.{m}"].T  # (L, out, in)
+            with torch.autocast(sigma.device.type, enabled=False):  # the product and its gradients are fp32 in any precision
+                weights = (shared[f"left.{m}"] * sigma.unsqueeze(1)) @ shared[f"right.{m}"].T  # (L, out, in)
             for layer, weight in enumerate(weights.unbind(0)):
                 state[f"blocks.{layer}.{place}.weight"] = weight
                 state[f"blocks.{layer}.{place}.bias"] = shared[f"bias.{m}"]
         return state
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, width: int | None = None) -> Tensor:
-        """As `DiT.forward`, at the model's own width or at a nested one."""
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor, width: int | None = None, weights: dict[str, Tensor] | None = None
+    ) -> Tensor:
+        """As `DiT.forward`, at the model's own width or at a nested one; with `weights` that were rebuilt before, if given."""
         skeleton = self._skeletons[width or self.config.size.width]
-        return functional_call(skeleton, self.dense_state(width), (x, t, y))
+        return functional_call(skeleton, self.dense_state(width) if weights is None else weights, (x, t, y))
+
+    def rebuild(self, width: int | None = None) -> RebuiltWeights:
+        """The weights of a step, for several passes."""
+        return RebuiltWeights(self.dense_state(width))
+
+    @property
+    def dense_models(self) -> list[DiT]:
+        """The dense models that it lends its weights to, one for each width."""
+        return list(self._skeletons.values())
 
     @torch.no_grad()
     def normalize_factors(self) -> None:
