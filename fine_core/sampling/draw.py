@@ -30,9 +30,9 @@ def sample_images(
 ) -> Tensor:
     """Draw one image for each row of the conditions (N, ...); returns (N, C, H, H), about in [-1, 1]. Their device is used.
 
-    Guidance acts on all channels of the prediction (Ho & Salimans, arXiv 2207.12598, equation 6), and on the label alone:
-    other conditions stay. Both of its passes are one of twice the batch. Raises ValueError if the sampler does not fit the
-    model's parameterization.
+    Guidance acts on all channels of the prediction (Ho & Salimans, arXiv 2207.12598, equation 6), or on those that the sampler
+    guides, and on the label alone: other conditions stay. Both of its passes are one of twice the batch. Raises ValueError if
+    the sampler does not fit the model's parameterization.
     """
     with products_in(spec.precision):
         return _sample(model, conditions, spec, generator, tail)
@@ -50,6 +50,7 @@ def _sample(model: DiT, conditions: Conditions, spec: SamplerSpec, generator: to
     finish = denoiser_in(spec.precision, denoiser_of(model if tail is None else tail.model))
     is_guided = spec.guidance_scale > 1 and not bool((labels == config.num_classes).all())
     both = {name: torch.cat([condition, unlabelled[name]]) for name, condition in conditions.items()} if is_guided else {}
+    num_guided = min(config.in_channels, sampler.guided_channels or config.in_channels)
     taken_channels = config.out_channels if sampler.takes_variance else config.in_channels
     extra = {"generator": generator} if sampler.draws_noise else {}
     first_tail_step = spec.sampling_steps - (0 if tail is None else tail.steps)
@@ -62,7 +63,7 @@ def _sample(model: DiT, conditions: Conditions, spec: SamplerSpec, generator: to
         elif is_guided:
             output, null_output = denoise(torch.cat([seen, seen]), torch.cat([time, time]), both).chunk(2)
             guided = null_output + spec.guidance_scale * (output - null_output)
-            output = torch.cat([guided[:, : config.in_channels], output[:, config.in_channels :]], dim=1)
+            output = torch.cat([guided[:, :num_guided], output[:, num_guided:]], dim=1)
         else:
             output = denoise(seen, time, conditions)
         x = scheduler.step(output[:, :taken_channels], timestep, x, **extra).prev_sample

@@ -28,13 +28,15 @@ class ImageSampler:
     """One entry of the registry.
 
     `schedulers`: makes the scheduler for a model, by the name of the model's parameterization. `draws_noise`: its step takes
-    a generator. `takes_variance`: its step takes the learned variance, if the model has one.
+    a generator. `takes_variance`: its step takes the learned variance, if the model has one. `guided_channels`: the first
+    channels, on which guidance acts alone; None for all.
     """
 
     name: str
     schedulers: Mapping[str, Callable[[DiTConfig], Scheduler]]
     draws_noise: bool = False
     takes_variance: bool = False
+    guided_channels: int | None = None
 
 
 # DiT's linear schedule. diffusers is imported late: training runs where it is not installed.
@@ -64,12 +66,45 @@ def _ddpm(config: DiTConfig) -> Scheduler:
     return DDPMScheduler(**_DDPM, clip_sample=False, variance_type="learned_range" if config.learn_sigma else "fixed_small")
 
 
+class EvenlySpaced:
+    """A scheduler of diffusers with timesteps that are spread from the first to the last of all, both among them."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler, self.init_noise_sigma = scheduler, scheduler.init_noise_sigma
+
+    def set_timesteps(self, num_inference_steps: int) -> None:
+        last, gaps = NUM_TIMESTEPS - 1, max(1, num_inference_steps - 1)
+        timesteps = [round(last * index / gaps) for index in range(num_inference_steps)]
+        self.scheduler.set_timesteps(timesteps=timesteps[::-1])
+
+    @property
+    def timesteps(self) -> Tensor:
+        return self.scheduler.timesteps
+
+    def scale_model_input(self, sample: Tensor, timestep: float) -> Tensor:
+        return self.scheduler.scale_model_input(sample, timestep)
+
+    def step(self, model_output: Tensor, timestep: float, sample: Tensor, **options: Any) -> Any:
+        return self.scheduler.step(model_output, timestep, sample, **options)
+
+
+def _ddpm_of_dit(config: DiTConfig) -> Scheduler:
+    from diffusers import DDPMScheduler
+
+    variance = "learned_range" if config.learn_sigma else "fixed_large"
+    return EvenlySpaced(DDPMScheduler(**_DDPM, clip_sample=False, variance_type=variance))
+
+
 SAMPLERS: dict[str, ImageSampler] = {
     sampler.name: sampler
     for sampler in (
         ImageSampler(name="ddim", schedulers={"ddpm": _ddim}, draws_noise=True),
         ImageSampler(name="dpm-solver++", schedulers={"ddpm": _dpm_solver}),
         ImageSampler(name="ddpm", schedulers={"ddpm": _ddpm}, draws_noise=True, takes_variance=True),
+        # As the released code of DiT draws the samples of its paper (arXiv 2212.09748, section 5).
+        ImageSampler(
+            name="ddpm-dit", schedulers={"ddpm": _ddpm_of_dit}, draws_noise=True, takes_variance=True, guided_channels=3
+        ),
     )
 }
 

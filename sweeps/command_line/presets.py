@@ -57,11 +57,11 @@ class EvaluationPreset:
     guidance_scale: float
 
 
-# quick is enough to rank the points of a sweep; paper is the protocol of DiT (arXiv 2212.09748, section 5).
+# quick is enough to rank the points of a sweep; paper is the protocol of DiT (arXiv 2212.09748, section 5) as released.
 EVALUATIONS = {
     "quick": EvaluationPreset(num_samples=1_000, sampler="dpm-solver++", sampling_steps=15, guidance_scale=1.0),
     "standard": EvaluationPreset(num_samples=10_000, sampler="ddim", sampling_steps=50, guidance_scale=1.5),
-    "paper": EvaluationPreset(num_samples=50_000, sampler="ddpm", sampling_steps=250, guidance_scale=1.5),
+    "paper": EvaluationPreset(num_samples=50_000, sampler="ddpm-dit", sampling_steps=250, guidance_scale=1.5),
 }
 
 BOTH_SCHEDULES = {"diff-tuning.schedule": "linear,power:0.5"}

@@ -11,7 +11,7 @@ from fine_core.data.registry import dataset_info, load_dataset, reference_datase
 from fine_core.data.source import DataError
 from fine_core.evaluation.adm import check_adm
 from fine_core.evaluation.features import Features, extract_features
-from fine_core.evaluation.metrics.asked import obtainable
+from fine_core.evaluation.metrics.asked import metrics_named, obtainable
 from fine_core.evaluation.samples import fields_of
 from sweeps.command_line.inputs import Inputs
 from sweeps.planning.grid import GridSpec
@@ -30,8 +30,9 @@ def check_scores(grid: GridSpec, inputs: Inputs) -> None:
         of_samples, of_reference, kept = _gives(extractor, option, inputs)
         have = {"of_samples": of_samples, "of_reference": of_reference}
         num_images = min([grid.num_samples, *([] if kept is None else [kept])])
-        names = obtainable(grid.metrics, **have, num_images=num_images)
-        if lost := [name for name in obtainable(grid.metrics, **have) if name not in names]:
+        asked = metrics_named(grid.metrics)
+        names = obtainable(asked, **have, num_images=num_images)
+        if lost := [name for name in obtainable(asked, **have) if name not in names]:
             few = "images to compare with" if kept == num_images else "samples"
             click.echo(f"{short_name(extractor.dataset)}: no {', '.join(lost)}, which need more than {num_images} {few}")
 

@@ -158,7 +158,7 @@ def test_the_fidelity_ladder_sets_what_is_not_given(tmp_path):
         return grid.num_samples, grid.sampler.sampler, grid.sampler.sampling_steps, grid.sampler.guidance_scale
 
     assert scored() == scored("--eval", "quick") == (1000, "dpm-solver++", 15, 1.0)
-    assert scored("--eval", "paper") == scored("--eval", "paper", "--preset", "demo") == (50_000, "ddpm", 250, 1.5)
+    assert scored("--eval", "paper") == scored("--eval", "paper", "--preset", "demo") == (50_000, "ddpm-dit", 250, 1.5)
     assert scored("--num-samples", "200", "--eval", "standard") == (200, "ddim", 50, 1.5)
     shares = []
     for fidelity in ("quick", "standard", "paper"):
@@ -369,7 +369,7 @@ def test_the_source_domain_is_scored_after_a_transfer_as_it_was_asked_for():
         return {(score.evaluation.num_samples, score.evaluation.sampler.sampler) for score in source}
 
     assert protocols("--forgetting", "none") == set()
-    assert protocols("--forgetting", "same") == {(2000, "ddpm")}
+    assert protocols("--forgetting", "same") == {(2000, "ddpm-dit")}
     assert protocols("--forgetting", "quick") == protocols() == {(1000, "dpm-solver++")}
     assert grid_of("--forgetting", "quick", "--num-samples", "200").forgetting.num_samples == 200, (
         "never more than the target's"
