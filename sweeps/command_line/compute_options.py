@@ -1,4 +1,4 @@
-"""Options of how jobs compute: precision, samples at once, recomputation and compilation."""
+"""Options of how jobs compute: GPUs, precision, samples at once, recomputation and compilation."""
 
 from __future__ import annotations
 
@@ -8,9 +8,24 @@ import click
 import torch
 
 from fine_core.precision import BF16_CAPABILITY, PRECISIONS
+from sweeps.execution.cluster import cluster_gpus, is_joined
 from trainables.training.computing import SWITCH, Computing
 
+
+def _gpus(context: click.Context, parameter: click.Parameter, value: str) -> str | float:
+    try:
+        return value if value == "auto" else float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not auto, and no number such as 1 or 0.5") from None
+
+
 COMPUTE_OPTIONS = (
+    click.option(
+        "--gpus-per-worker",
+        callback=_gpus,
+        metavar="auto|NUMBER",
+        help="GPUs per worker, also a fraction; auto: one where there are GPUs, else none.  [default: the preset's]",
+    ),
     click.option(
         "--precision",
         type=click.Choice(["auto", *PRECISIONS]),
@@ -41,6 +56,14 @@ COMPUTE_OPTIONS = (
         help="Compilation of blocks for training: on a GPU, for trainings of minutes.",
     ),
 )
+
+
+def resolved_gpus(choice: str | float) -> float:
+    """GPUs per worker: one where this machine, or the cluster to join, has any."""
+    if choice != "auto":
+        return float(choice)
+    found = torch.cuda.device_count() or (cluster_gpus() if is_joined() else 0)
+    return 1.0 if found >= 1 else 0.0
 
 
 def resolved_precision(choice: str, gpus_per_worker: float) -> str:

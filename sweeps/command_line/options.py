@@ -18,7 +18,7 @@ from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.parameterizations import PARAMETERIZATIONS
 from fine_core.sampling.sampler import SamplerSpec
 from fine_core.sampling.schedulers import SAMPLERS
-from sweeps.command_line.compute_options import COMPUTE_OPTIONS, computing_from, resolved_precision
+from sweeps.command_line.compute_options import COMPUTE_OPTIONS, computing_from, resolved_gpus, resolved_precision
 from sweeps.command_line.folders import DEFAULT_DATA_FOLDER
 from sweeps.command_line.inputs import COLUMN_OPTIONS, DEFAULT_IMAGE_SIZE, Inputs, dataset_named, read_inputs
 from sweeps.command_line.method_options import chosen_options, click_option, parameter_name
@@ -181,7 +181,6 @@ _OPTIONS = [
         type=int,
         help="Workers that pre-train the learngene.  [default: as many as shorten the sweep]",
     ),
-    click.option("--gpus-per-worker", type=float, help="GPUs per worker, also a fraction."),
     click.option(
         "--max-concurrent",
         type=int,
@@ -213,6 +212,7 @@ def grid_options(*, without: Collection[str] = ()) -> Callable[[Callable], Calla
 
 def grid_from(options: dict[str, Any]) -> GridSpec:
     """The grid that the options describe. Raises ValueError."""
+    options["gpus_per_worker"] = resolved_gpus(options["gpus_per_worker"])
     precision, sampling_precision = (
         resolved_precision(options[name], options["gpus_per_worker"]) for name in ("precision", "sampling_precision")
     )
@@ -312,7 +312,7 @@ def runner_from(options: dict[str, Any], batch_size: int) -> RunnerSpec:
     runner = RunnerSpec(
         runner=options["runner"],
         workers_per_trial=options["workers_per_trial"],
-        gpus_per_worker=options["gpus_per_worker"],
+        gpus_per_worker=resolved_gpus(options["gpus_per_worker"]),
         max_concurrent=options["max_concurrent"],
         source_workers=options["source_workers"],
         checkpoint_every_steps=options["checkpoint_every_steps"],

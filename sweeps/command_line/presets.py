@@ -39,7 +39,7 @@ class Preset:
     bank_sampling_steps: int
     bank_guidance_scale: float = 1.5
     options: dict[str, Any] = field(default_factory=dict)
-    gpus_per_worker: float = 0.0
+    gpus_per_worker: str = "auto"
     checkpoint_every_steps: int = 100
 
 
@@ -100,7 +100,7 @@ PRESETS = {
         transfer_lr=1e-4,
         bank_images=200_000,
         bank_sampling_steps=50,
-        gpus_per_worker=1.0,
+        gpus_per_worker="1",
         checkpoint_every_steps=1000,
     ),
 }

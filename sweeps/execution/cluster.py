@@ -71,6 +71,16 @@ def connect_cluster() -> None:
         raise ClusterError(f"Ray cannot be started on this machine ({reason}); {remedy}") from error
 
 
+def cluster_gpus() -> float:
+    """The most GPUs that a node of the cluster to join has now. Raises ClusterError."""
+    check_address()
+    connect_cluster()
+    try:
+        return max((node.get("GPU", 0) for node in _live_nodes()), default=0)
+    finally:
+        ray.shutdown()
+
+
 def check_address() -> None:
     """Raises ClusterError where nothing listens at RAY_ADDRESS: Ray itself would try for minutes."""
     host, _, port = os.environ.get("RAY_ADDRESS", "").rpartition(":")

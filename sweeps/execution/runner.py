@@ -18,7 +18,7 @@ MIN_IMAGES_PER_WORKER = 16  # of a learngene's batch: more workers would wait fo
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerSpec:
-    """Where and how jobs run. `auto` takes Ray Train for anything with a GPU or with more than one worker."""
+    """Where and how jobs run. `auto` takes worker groups of Ray Train, which start in 25 s, for several workers alone."""
 
     runner: str = "auto"
     workers_per_trial: int = 1
@@ -36,9 +36,7 @@ class RunnerSpec:
         check(self.source_workers is None or self.source_workers >= 1, "source_workers must be at least 1")
         check(self.checkpoint_every_steps >= 1, "checkpoint_every_steps must be at least 1")
         several = self.workers_per_trial > 1 or (self.source_workers or 1) > 1
-        inline_only = self.runner == "tune" and (several or self.gpus_per_worker > 0)
-        check(not inline_only, "runner 'tune' runs one CPU worker per trial; use --runner train for more workers or GPUs")
-
+        check(not (self.runner == "tune" and several), "runner 'tune' runs one worker per trial; use --runner train for more")
         shared_gpu = 0 < self.gpus_per_worker < 1
         check(not (shared_gpu and several), "workers that share a GPU cannot train together; use --gpus-per-worker 1")
 
@@ -76,20 +74,24 @@ class RunnerSpec:
     @property
     def groups_trials(self) -> bool:
         """Whether points run on worker groups."""
-        return self.runner == "train" or self.workers_per_trial > 1 or self.gpus_per_worker > 0
+        return self.runner == "train" or self.workers_per_trial > 1
 
     def demand_of(self, job: JobSpec) -> tuple[dict[str, float], int]:
         """Resources of one worker of a job, and the least number of workers that it can run with."""
         asked = (self.source_workers or 1) if kind_of(job).workers is Workers.ALL else self.workers_per_trial
         if not self.uses_worker_group(job, asked):
-            return {"CPU": 1}, 1
-        gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
-        return {"CPU": 1, **gpus}, 1 if kind_of(job).workers is Workers.ONE else asked
+            return self.worker, 1
+        return self.worker, 1 if kind_of(job).workers is Workers.ONE else asked
+
+    @property
+    def worker(self) -> dict[str, float]:
+        """Resources of one worker. Jobs that run inline have them too, whatever they need: so their processes are reused."""
+        return {"CPU": 1, **({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})}
 
 
 def cluster_slots(runner: RunnerSpec) -> int:
     """Workers that fit on the cluster as it is now."""
-    return room({"CPU": 1, **({"GPU": runner.gpus_per_worker} if runner.gpus_per_worker else {})})
+    return room(runner.worker)
 
 
 def trials_that_fit(runner: RunnerSpec) -> int:

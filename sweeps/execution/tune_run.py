@@ -30,7 +30,7 @@ from trainables.specs.base import JobSpec
 from trainables.specs.tasks import Task
 from trainables.storage.store import CHECKPOINT_FOLDER, Store, checkpoint_folder_name
 from trainables.training.computing import Computing
-from trainables.training.context import RunContext
+from trainables.training.context import RunContext, first_gpu
 
 MAX_RETRIES = 3  # of a trial that died or failed, unless it diverged or its input is bad: then it would fail again
 WAITING_GROUPS = 4  # at most: each has a gigabyte of processes on the head
@@ -82,10 +82,12 @@ def trials_at_once(runner: RunnerSpec, source: TaskSource) -> int:
 
 
 class InlineContext(RunContext):
-    """One CPU worker inside the Tune trial's own process."""
+    """One worker inside the Tune trial's own process."""
 
-    def __init__(self, store: Store, job: JobSpec, computing: Computing) -> None:
+    def __init__(self, store: Store, job: JobSpec, computing: Computing, *, has_gpu: bool = False) -> None:
         self.store, self.job, self.computing = store, job, computing
+        if has_gpu:
+            self.device = first_gpu()
 
     @contextmanager
     def restore(self):
@@ -117,7 +119,8 @@ class _TrialSetup:
     def resources(self) -> tune.PlacementGroupFactory:
         # The driver of a worker group takes no CPU: its workers are outside Tune's accounting and would wait for it for ever.
         driver = {"node:__internal_head__": 0.001}
-        return tune.PlacementGroupFactory([driver if self.group_size else {"CPU": 1}])
+        gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
+        return tune.PlacementGroupFactory([driver if self.group_size else {"CPU": 1, **gpus}])
 
 
 class _JobSearcher(Searcher):
@@ -160,7 +163,8 @@ def _trial(config: dict[str, Any]) -> None:
     if not setup.group_size:
         torch.set_num_threads(1)
         try:
-            run_task(task, store.location, InlineContext(store, task.job, setup.computing), checkpoint_every_steps=every)
+            context = InlineContext(store, task.job, setup.computing, has_gpu=setup.gpus_per_worker > 0)
+            run_task(task, store.location, context, checkpoint_every_steps=every)
         except Exception as error:
             failure = failure_of(error, task.id, store)
             if failure.kind.is_retried:

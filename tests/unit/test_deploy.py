@@ -23,6 +23,7 @@ from ray.autoscaler._private.resource_demand_scheduler import _default_utilizati
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start as ray_start
 
+from sweeps.command_line.compute_options import resolved_gpus
 from sweeps.execution.ray_environment import RAY_ENVIRONMENT
 from sweeps.execution.tune_run import _TrialSetup
 from sweeps.size_grid import main as size_grid
@@ -356,11 +357,13 @@ def launched(workers: dict[str, dict], demands: list[dict[str, float]]) -> dict[
 
 def test_the_head_holds_drivers_and_the_autoscaler_starts_workers_for_everything_else(node_types):
     head, workers = node_types
-    (driver,) = _TrialSetup.resources.fget(SimpleNamespace(group_size=1)).bundles
-    (inline,) = _TrialSetup.resources.fget(SimpleNamespace(group_size=0)).bundles
+    (driver,) = _TrialSetup.resources.fget(SimpleNamespace(group_size=1, gpus_per_worker=1)).bundles
+    (inline,) = _TrialSetup.resources.fget(SimpleNamespace(group_size=0, gpus_per_worker=0)).bundles
+    (on_gpu,) = _TrialSetup.resources.fget(SimpleNamespace(group_size=0, gpus_per_worker=0.5)).bundles
     assert fits(driver, head) and not any(fits(driver, kind["resources"]) for kind in workers.values())
     assert not fits(inline, head)
     assert launched(workers, [inline]) == {"cpu-spot": 1}
+    assert launched(workers, [on_gpu] * 4) == {"gpu-spot": 2}
     # trainables/worker.py: a worker of a group takes one CPU and its GPUs
     assert launched(workers, [{"CPU": 1, "GPU": 1}] * 4) == {"gpu-spot": 4}
     assert launched(workers, [{"CPU": 1, "GPU": 0.25}] * 8) == {"gpu-spot": 2}
@@ -372,7 +375,7 @@ def test_the_commands_are_the_sweeps_own_and_their_trials_find_nodes(node_types)
     assert len(lines) == 3
     for line in lines:
         options = parsed(size_grid, line)
-        gpus = options["gpus_per_worker"]
+        gpus = resolved_gpus(options["gpus_per_worker"])
         room = workers["gpu-spot"]["max_workers"] * workers["gpu-spot"]["resources"]["GPU"]
         assert gpus > 0 and options["workers_per_trial"] * gpus <= room
         assert options["source_workers"] * gpus <= room and options["batch_size"] % options["source_workers"] == 0

@@ -4,15 +4,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import sweeps.execution.runner
 import sweeps.execution.tune_run
+from sweeps.command_line import compute_options
+from sweeps.command_line.compute_options import resolved_gpus, resolved_precision
 from sweeps.execution.graph import TaskGraph
 from sweeps.execution.runner import RunnerSpec
 from sweeps.execution.tune_run import _GrowingLimiter, _trial, _TrialSetup, trials_at_once
 from tests.tiny import tiny_base
 from trainables.failures import Failure, FailureKind
 from trainables.specs.tasks import Task
+from trainables.training.context import first_gpu
 from trainables.worker import WorkerGroupFailed
 
 
@@ -53,7 +57,7 @@ def test_trials_wait_for_nodes_that_a_joined_cluster_may_start(cluster):
 @pytest.mark.parametrize(("slots", "expected"), [(1, 2), (2, 4), (4, 8), (32, 36)])
 def test_worker_groups_wait_in_processes_on_the_head_and_are_fewer(cluster, slots, expected):
     cluster(slots, joined=True)
-    assert trials_at_once(RunnerSpec(gpus_per_worker=1), TaskGraph([])) == expected
+    assert trials_at_once(RunnerSpec(runner="train", gpus_per_worker=1), TaskGraph([])) == expected
 
 
 def test_more_are_let_in_once_the_cluster_has_grown(monkeypatch):
@@ -89,3 +93,29 @@ def test_what_the_user_says_holds_everywhere(cluster):
         cluster(4, joined=joined)
         assert trials_at_once(RunnerSpec(max_concurrent=3), TaskGraph([])) == 3
         assert trials_at_once(RunnerSpec(max_concurrent=3), Study()) == 3
+
+
+def test_one_worker_runs_inline_on_a_gpu_too_and_several_in_a_group():
+    job = tiny_base()
+    one, shared = RunnerSpec(gpus_per_worker=1), RunnerSpec(gpus_per_worker=0.5)
+    two = RunnerSpec(gpus_per_worker=1, workers_per_trial=2)
+    assert not one.uses_worker_group(job, 1) and not shared.uses_worker_group(job, 1) and two.uses_worker_group(job, 2)
+    assert one.demand_of(job) == ({"CPU": 1, "GPU": 1}, 1) and shared.worker == {"CPU": 1, "GPU": 0.5}
+
+
+def test_gpus_are_found_without_an_option(monkeypatch):
+    monkeypatch.setattr(compute_options, "is_joined", lambda: False)
+    assert resolved_gpus("auto") == 0 and resolved_gpus(0.5) == 0.5
+    assert resolved_precision("auto", 0.0) == "fp32" and resolved_precision("tf32", 0.0) == "tf32"
+    monkeypatch.setattr(compute_options, "is_joined", lambda: True)
+    monkeypatch.setattr(compute_options, "cluster_gpus", lambda: 4.0)
+    assert resolved_gpus("auto") == 1 and resolved_precision("auto", 1.0) == "bf16"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert resolved_gpus("auto") == 1 and resolved_precision("auto", 1.0) == "fp32", "a T4 has no bf16"
+
+
+def test_a_gpu_that_torch_cannot_use_is_one_line():
+    with pytest.raises(ValueError, match="was given a GPU that PyTorch cannot use .* --gpus-per-worker 0"):
+        first_gpu()

@@ -69,6 +69,7 @@ def step_plan(
     recomputes = asked.activation_checkpointing == "on"
     if not on_gpu:
         return StepPlan(micro_batch=min(samples, asked.micro_batch or samples), recomputes=recomputes, compiles=compiles)
+    torch.cuda.empty_cache()  # of the job before, in a process that is used again
     free, _ = torch.cuda.mem_get_info(device)
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     largest = max(dense_models(model), key=lambda one: one.config.size.width)

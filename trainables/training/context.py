@@ -15,6 +15,17 @@ from fine_core.evaluation.finite import NotFinite
 from trainables.training.computing import Computing
 
 
+def first_gpu() -> torch.device:
+    """The GPU that this process was given. Raises ValueError where torch cannot use it."""
+    if not torch.cuda.is_available():
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        raise ValueError(
+            f"this worker was given a GPU that PyTorch cannot use (it is built for {built}): is the driver too old? "
+            "Without it: --gpus-per-worker 0"
+        )
+    return torch.device("cuda", 0)
+
+
 class RunContext(ABC):
     """One of `num_workers` equal workers of a job. Rank 0 saves and scores; all ranks call every method alike.
 
