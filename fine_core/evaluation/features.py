@@ -14,7 +14,7 @@ OUTPUTS = "a tensor (N, F), or a dict with 'features' (N, F) and optionally 'spa
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Features of N images, float32 on the CPU: pooled (N, F), spatial (N, S) flattened, class logits (N, K)."""
+    """Features of N images, float32, where the extractor is: pooled (N, F), spatial (N, S) flattened, class logits (N, K)."""
 
     pooled: Tensor
     spatial: Tensor | None
@@ -79,7 +79,7 @@ def _checked(name: str, values: Tensor, num_images: int, *, flat: bool = False) 
     if values.ndim < 2 or len(values) != num_images or (flat and values.ndim != 2):
         expected = f"({num_images}, {'numbers per image' if flat else '...'})"
         raise ValueError(f"the extractor's {name!r} has shape {tuple(values.shape)} for {num_images} images, not {expected}")
-    values = values.float().cpu()
+    values = values.float()
     if not values.isfinite().all():
         raise ValueError(f"the extractor's {name!r} has numbers that are not finite")
     return values

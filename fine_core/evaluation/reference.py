@@ -6,7 +6,7 @@ A reference is built from features batch by batch, or read from an `.npz` (`fine
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ class Moments:
     mean: Tensor
     covariance: Tensor
     num_samples: int
+
+    def to(self, device: torch.device | str) -> Moments:
+        return replace(self, mean=self.mean.to(device), covariance=self.covariance.to(device))
 
 
 class MomentsAccumulator:
@@ -62,6 +65,14 @@ class MomentsAccumulator:
         self._mean = self._mean + shift * (num_samples / total)
         self._num_samples = total
 
+    def to(self, device: torch.device | str) -> MomentsAccumulator:
+        """The same on a device."""
+        moved = MomentsAccumulator()
+        moved._num_samples = self._num_samples
+        if self._num_samples:
+            moved._mean, moved._scatter = self._mean.to(device), self._scatter.to(device)
+        return moved
+
     def moments(self) -> Moments:
         """Raises ValueError below two samples."""
         if self._num_samples < 2:
@@ -82,6 +93,11 @@ class Reference:
     def fields(self) -> frozenset[str]:
         """The fields that it has."""
         return frozenset(field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+    def to(self, device: torch.device | str) -> Reference:
+        """The same on a device, where metrics are computed."""
+        moved = {name: getattr(self, name).to(device) for name in self.fields}
+        return replace(self, **moved)
 
     def save(self, path: str | os.PathLike) -> None:
         sets = {"pooled": self.pooled, "spatial": self.spatial}
@@ -120,7 +136,7 @@ class ReferenceBuilder:
             self._has_spatial = True
         room = MAX_KEPT_FEATURES - sum(map(len, self._kept))
         if room > 0:
-            self._kept.append(features.pooled[:room])
+            self._kept.append(features.pooled[:room].cpu())
 
     def build(self) -> Reference:
         """Raises ValueError below two images."""

@@ -54,6 +54,14 @@ class SampleBuilder:
             rows[batch] = found[name]
         self._num_samples += len(features)
 
+    def to(self, device: torch.device | str) -> SampleBuilder:
+        """The same on a device: what workers gather goes over the CPU."""
+        moved = SampleBuilder(())
+        moved._num_samples = self._num_samples
+        moved._moments = {name: moments.to(device) for name, moments in self._moments.items()}
+        moved._rows = {name: {batch: rows.to(device) for batch, rows in all.items()} for name, all in self._rows.items()}
+        return moved
+
     @staticmethod
     def join(parts: Sequence[SampleBuilder]) -> Samples:
         """All that the workers have taken in, in the batches' order. Raises ValueError below two samples for moments."""

@@ -72,7 +72,7 @@ class ScoreKind(JobKind):
         scorer = load_scorer(job.extractor, store, run.device)
         names = _obtainable(job.evaluation, scorer, model.config, run.device)
         taken, shown = _take_samples(job, model, scorer, needs_of(names), run=run, tail=tail)
-        parts = run.gather_to_first(taken)
+        parts = [part.to(run.device) for part in run.gather_to_first(taken.to("cpu"))]
         values: dict[str, float] = {}
         if run.rank == 0:
             samples = SampleBuilder.join(parts)

@@ -64,7 +64,7 @@ def load_scorer(job: ExtractorSpec, store: Store, device: torch.device) -> Score
 
 
 def _load_scorer(job: ExtractorSpec, store: Store, device: torch.device) -> Scorer:
-    reference = Reference.load(store.fetch(job, REFERENCE_FILE))
+    reference = Reference.load(store.fetch(job, REFERENCE_FILE)).to(device)
     if not isinstance(job, GivenExtractorSpec):
         extractor = load_extractor(store.fetch(job, EXTRACTOR_FILE)).to(device)
         named = {"extractor_name": extractor.name, "reference_name": f"{job.dataset}:pool"}

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fine_core.evaluation.metrics.base import Metric
 from fine_core.evaluation.reference import Reference
@@ -18,6 +19,7 @@ from fine_core.evaluation.samples import Samples
 NEIGHBOURS = 3  # k of precision and recall, as in the paper
 DENSITY_NEIGHBOURS = 5  # k of density and coverage, as in the paper
 CHUNK_ROWS = 1024  # rows of a distance matrix that are in memory at once
+_KNOWN_RADII = WeakIdKeyDictionary()  # tensor -> neighbours -> radii
 
 
 def share_within(points: Tensor, centers: Tensor, *, neighbours: int = NEIGHBOURS) -> float:
@@ -51,7 +53,15 @@ def coverage(real: Tensor, fake: Tensor, *, neighbours: int = DENSITY_NEIGHBOURS
 
 
 def _radii(points: Tensor, neighbours: int) -> Tensor:
-    """Distance (N,) of every point to its `neighbours`-th nearest other point."""
+    """Distance (N,) of every point to its `neighbours`-th nearest other point. Those of a set are computed once: a reference
+    is compared with every model."""
+    known = _KNOWN_RADII.setdefault(points, {})
+    if neighbours not in known:
+        known[neighbours] = _computed_radii(points, neighbours)
+    return known[neighbours]
+
+
+def _computed_radii(points: Tensor, neighbours: int) -> Tensor:
     if len(points) <= neighbours:
         raise ValueError(f"the {neighbours} nearest other points are of more than {neighbours} images, got {len(points)}")
     # + 1: the nearest point is the point itself.

@@ -22,7 +22,8 @@ def mind(real: Tensor, fake: Tensor, *, seed: int) -> float:
     num_features = real.shape[1]
     generator = stream_generator(seed, "mind")
     drawn = torch.randn(num_features, NUM_PROJECTIONS, generator=generator, dtype=torch.float64)
-    return 3 * num_features * squared_distances(real, fake, drawn / drawn.norm(dim=0)).mean().item()
+    directions = (drawn / drawn.norm(dim=0)).to(real.device)
+    return 3 * num_features * squared_distances(real, fake, directions).mean().item()
 
 
 def squared_distances(real: Tensor, fake: Tensor, directions: Tensor) -> Tensor:
@@ -32,8 +33,8 @@ def squared_distances(real: Tensor, fake: Tensor, directions: Tensor) -> Tensor:
     """
     n, m = len(real), len(fake)
     # The quantile functions are steps that end at i / n and j / m: in whole numbers, at i m and j n of n m.
-    ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique()
-    shares = ends.diff(prepend=torch.zeros(1, dtype=ends.dtype)).double() / (n * m)
+    ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).unique().to(real.device)
+    shares = ends.diff(prepend=ends.new_zeros(1)).double() / (n * m)
     in_real, in_fake = (ends - 1) // m, (ends - 1) // n
     real, fake = real.double(), fake.double()
     distances = []
