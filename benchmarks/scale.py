@@ -13,6 +13,7 @@ from rich.console import Console
 
 from sweeps.command_line.options import preset_grid
 from sweeps.display.plan import show_plan
+from sweeps.planning.machine import Machine
 from sweeps.planning.plan import find_jobs, plan_grid
 from trainables.storage.store import Store
 
@@ -26,7 +27,7 @@ def main(points: int) -> None:
     plan_s = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder, open("/dev/null", "w") as nowhere:
         store = Store(folder)
-        show_plan(Console(file=nowhere, width=130), plan, find_jobs(plan, store), slots=2)
+        show_plan(Console(file=nowhere, width=130), plan, find_jobs(plan, store), Machine(slots=2))
     result = {"points": len(plan.points), "plan_s": plan_s, "dry_run_s": time.perf_counter() - started}
     print(json.dumps({"machine": platform.machine(), **result}, indent=1))
 

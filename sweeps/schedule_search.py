@@ -16,6 +16,7 @@ from sweeps.command_line.method_options import chosen_options, flag_name, parame
 from sweeps.command_line.options import grid_from, grid_options, runner_from
 from sweeps.command_line.parsing import OneLineErrors, RenamedOption, byte_count, names
 from sweeps.command_line.session import Request, run_sweep
+from sweeps.planning.machine import Machine
 from sweeps.planning.plan import Found
 from sweeps.search.objectives import OBJECTIVES
 from sweeps.search.planning import SearchPlan, SearchSpec, plan_search
@@ -42,8 +43,8 @@ class SearchRequest(Request):
     study_storage: str | None
     grid_options: tuple[str, ...]  # given on the command line, as size_grid.py takes them
 
-    def show(self, console: Console, found: Found, slots: int | None) -> None:
-        show_search(console, self.plan, found, slots=slots)
+    def show(self, console: Console, found: Found, machine: Machine) -> None:
+        show_search(console, self.plan, found, machine)
 
     def sweep(self, surroundings: Surroundings) -> Sweep:
         from sweeps.execution.sweep import Sweep

@@ -40,6 +40,7 @@ COMPUTE_OPTIONS = (
         show_default=True,
         help="Precision of products where images are drawn. Part of the protocol.",
     ),
+    click.option("--gpu-hour-price", type=click.FloatRange(min=0), help="Price of a GPU for an hour, for the plan's costs."),
     click.option("--micro-batch", type=int, help="Samples at once on a worker.  [default: as many as its memory holds]"),
     click.option(
         "--activation-checkpointing",

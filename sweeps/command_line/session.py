@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import torch
 from filelock import FileLock
 from rich.console import Console
 
@@ -30,6 +31,7 @@ from sweeps.execution.errors import StoppedSweep
 from sweeps.execution.runner import RunnerSpec
 from sweeps.planning.disk import check_disk, disk_need
 from sweeps.planning.grid import GridSpec
+from sweeps.planning.machine import Machine, gpu_speed
 from sweeps.planning.plan import Found, Plan, find_jobs
 from sweeps.results.cleaning import clean
 from trainables.storage.leases import Leases, Owner, working
@@ -48,8 +50,8 @@ class Request:
     runner: RunnerSpec
     params: dict[str, Any] = field(default_factory=dict)  # recorded beside the grid's
 
-    def show(self, console: Console, found: Found, slots: int | None) -> None:
-        show_plan(console, self.plan, found, slots=slots)
+    def show(self, console: Console, found: Found, machine: Machine) -> None:
+        show_plan(console, self.plan, found, machine)
 
     def sweep(self, surroundings: Surroundings) -> Sweep:
         """The sweep, to be run. Raises ValueError if it cannot be."""
@@ -111,9 +113,9 @@ def _prepare(
     store.check_writable()
     databases = databases_folder(store)
     tracking_uri = resolve_tracking_uri(options["tracking_uri"], databases)
-    slots = None if runner.gpus_per_worker else num_cpus()
+    machine = _machine(options, asked, store)
     if options["dry_run"]:
-        asked.show(console, find_jobs(plan, store), slots)
+        asked.show(console, find_jobs(plan, store), machine)
         return None
     leases = stack.enter_context(working(store, Path(sys.argv[0]).name))
     if options.get("clean"):
@@ -130,7 +132,7 @@ def _prepare(
         tracking = open_tracking(tracking_uri, name, databases)
     _claim(plan, leases, console)
     found = find_jobs(plan, store)
-    check_disk(store, disk_need(plan, found.finished, slots or 1), options["disk_budget"])
+    check_disk(store, disk_need(plan, found.finished, machine.slots or 1), options["disk_budget"])
     with FileLock(databases / ".databases.lock"):
         read_inputs(options).publish(store)
         sweep = asked.sweep(
@@ -146,10 +148,19 @@ def _prepare(
                 console=console,
             )
         )
-    asked.show(console, found, slots)
+    asked.show(console, found, machine)
     if (why := why_elsewhere(store, databases)) is not None:
         console.print(why, soft_wrap=True)
     return sweep
+
+
+def _machine(options: dict[str, Any], asked: Request, store: Store) -> Machine:
+    """What the time of the plan is estimated for: this machine's cores, or GPUs."""
+    if not asked.runner.gpus_per_worker:
+        return Machine(slots=num_cpus())
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    speed = gpu_speed(store, asked.plan.jobs, device_name=name, precision=asked.grid.precision)
+    return Machine(slots=None, gpu=speed, gpu_hour_price=options["gpu_hour_price"])
 
 
 def _make_folder(folder: Path) -> None:

@@ -9,6 +9,7 @@ from rich.table import Table
 from fine_core.dit import count_macs, count_parameters
 from sweeps.display.numbers import amount, duration
 from sweeps.planning.costs import core_s, result_bytes, scoring_macs, total_macs
+from sweeps.planning.machine import Machine
 from sweeps.planning.plan import Found, Plan
 from trainables.jobs.registry import kind_of
 from trainables.specs.base import JobSpec
@@ -18,13 +19,14 @@ MAX_TABLE_ROWS = 500
 PLAN_COLUMNS = ("stage", "point", "parameters", "MACs", "bytes", "work", "scores", "core time", "state")
 
 
-def show_plan(console: Console, plan: Plan, found: Found, *, slots: int | None) -> None:
-    """Every job with its size and cost. `slots`: parallel CPU workers for the time estimate, None if there are GPUs."""
+def show_plan(console: Console, plan: Plan, found: Found, machine: Machine) -> None:
+    """Every job with its size and cost, and how long they take on a machine."""
     show_jobs(console, plan, found)
     for line in plan.left_out:
         console.print(line)
     text = f"{len(plan.points)} points; " + work_left(plan, found)
-    console.print(text + time_left(estimated_left_s(plan, found), slots))
+    estimate = machine.estimate(core_s=estimated_left_s(plan, found), macs=macs_left(plan, found))
+    console.print(f"{text}, {estimate}" if estimate else text)
 
 
 def show_jobs(console: Console, plan: Plan, found: Found) -> None:
@@ -60,18 +62,19 @@ def _cells(stage: str, task: Task, label: str, found: Found) -> tuple[str, ...]:
 
 def work_left(plan: Plan, found: Found) -> str:
     missing = [job for job in plan.jobs if job.id not in found.finished]
-    macs, scoring = total_macs(missing), scoring_macs(missing)
+    macs, scoring = macs_left(plan, found), scoring_macs(missing)
     share = f" ({scoring / macs:.0%} of it to score)" if macs else ""
     return f"{len(missing)} of {len(plan.jobs)} jobs to compute, {amount(macs, 'MAC')}{share}"
+
+
+def macs_left(plan: Plan, found: Found) -> float:
+    """Multiply-accumulates of the jobs to do."""
+    return total_macs(job for job in plan.jobs if job.id not in found.finished)
 
 
 def estimated_left_s(plan: Plan, found: Found) -> float:
     """Seconds of one CPU core for the jobs to do."""
     return core_s(job for job in plan.jobs if job.id not in found.finished)
-
-
-def time_left(work_s: float, slots: int | None) -> str:
-    return "" if slots is None else f", about {duration(work_s / slots)} on {slots} CPU cores plus start-up (an estimate)"
 
 
 def _work(jobs: tuple[JobSpec, ...]) -> str:

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from fine_core.evaluation.protocol import EvaluationSpec
-from sweeps.planning.costs import result_bytes, task_core_s
+from sweeps.planning.costs import result_bytes, task_core_s, total_macs
 from sweeps.planning.grid import GridSpec
 from sweeps.planning.plan import Plan, plan_tasks
 from sweeps.planning.settings import TransferSettings
@@ -82,6 +82,11 @@ class SearchPlan(Plan):
     @property
     def num_trials(self) -> int:
         return sum(study.num_trials for study in self.studies)
+
+
+def trial_macs(study: StudySpec) -> float:
+    """Multiply-accumulates of a full trial of a study, at its most expensive size."""
+    return max(total_macs(study.point(study.default_transfer(size)).task.jobs) for size in study.sizes)
 
 
 def trial_core_s(study: StudySpec) -> float:

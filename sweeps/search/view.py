@@ -7,13 +7,14 @@ from rich.console import Console
 from rich.table import Table
 
 from sweeps.display.numbers import duration
-from sweeps.display.plan import estimated_left_s, show_jobs, time_left, work_left
+from sweeps.display.plan import estimated_left_s, macs_left, show_jobs, work_left
+from sweeps.planning.machine import Machine
 from sweeps.planning.plan import Found
-from sweeps.search.planning import SearchPlan, trial_core_s
+from sweeps.search.planning import SearchPlan, trial_core_s, trial_macs
 from sweeps.search.study import StudySpec, chosen_sampler
 
 
-def show_search(console: Console, plan: SearchPlan, found: Found, *, slots: int | None) -> None:
+def show_search(console: Console, plan: SearchPlan, found: Found, machine: Machine) -> None:
     """The jobs that come first, the spaces, and the time if no trial were stopped early."""
     show_jobs(console, plan, found)
     for studies in _alike(plan.studies):
@@ -21,7 +22,9 @@ def show_search(console: Console, plan: SearchPlan, found: Found, *, slots: int 
     for size in plan.excluded:
         console.print(f"{size} is left out: no point there keeps to the limits")
     core_s = estimated_left_s(plan, found) + sum(study.num_trials * trial_core_s(study) for study in plan.studies)
-    text = f"{plan.num_trials} trials; {work_left(plan, found)} first{time_left(core_s, slots)}"
+    macs = macs_left(plan, found) + sum(study.num_trials * trial_macs(study) for study in plan.studies)
+    estimate = machine.estimate(core_s=core_s, macs=macs)
+    text = f"{plan.num_trials} trials; {work_left(plan, found)} first" + (f", {estimate}" if estimate else "")
     stops = any(study.halving is not None for study in plan.studies)
     console.print(text + (", less what early stopping saves" if stops else ""))
 

@@ -50,8 +50,7 @@ class BaseKind(JobKind):
             return Result(served=model)
         save_model(model, context.folder / MODEL_FILE)
         metrics = {
-            "train_s": progress.train_s,
-            "train_steps": progress.step,
+            **progress.costs(job.model, job.training, run),
             "params_total": count_parameters(job.model),
             "params_trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "macs": count_macs(job.model),

@@ -119,7 +119,7 @@ class LearngeneKind(_LearngeneKind):
             recipe, batches=batches, training=job.training, run=run, checkpoint_every_steps=context.checkpoint_every_steps
         )
         learngene = Learngene.from_model(model)
-        metrics = {"train_s": progress.train_s, "train_steps": progress.step, **_save(learngene, context)}
+        metrics = {**progress.costs(job.model, job.training, run), **_save(learngene, context)}
         return Result(metrics=metrics, history=progress.history)
 
 

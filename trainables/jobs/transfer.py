@@ -134,8 +134,7 @@ class TransferKind(JobKind):
         path = context.folder / DELTA_FILE
         save_delta(tuned, path, delta_config(job, base_sha256=store.record(job.base).files[MODEL_FILE].sha256))
         metrics = {
-            "train_s": result.progress.train_s,
-            "train_steps": result.progress.step,
+            **result.progress.costs(job.model, job.training, context.run),
             "params_total": sum(p.numel() for p in served.parameters()),
             "params_trainable": sum(tensor.numel() for tensor in trainable_tensors(tuned).values()),
             "macs": served_macs(served, result.recipe.method),

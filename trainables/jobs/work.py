@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from fine_core.dit import DiTConfig, count_macs
 from fine_core.sampling.sampler import SamplerSpec
+from fine_core.speed import PASSES_PER_STEP
 from trainables.specs.base import TrainingSpec
 
 # One core of a 2-core x86 machine, fitted to steps of DiTs with 2-6 blocks of 32-64 channels at batch 64.
 CORE_MACS_PER_S = 32e9
 PASS_OVERHEAD_S, BLOCK_OVERHEAD_S = 1.5e-3, 0.7e-3
-PASSES_PER_STEP = 3  # forward, and a backward pass that costs two
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from fine_core.denoiser import denoiser_of
-from fine_core.dit import count_macs
+from fine_core.dit import DiTConfig, count_macs
 from fine_core.evaluation.finite import check_finite_model
 from fine_core.parameterizations import PARAMETERIZATIONS
 from fine_core.parameterizations.losses import training_losses
 from fine_core.precision import check_precision, denoiser_in, products_in
+from fine_core.speed import FLOPS_PER_MAC, PASSES_PER_STEP, training_speed
 from trainables.specs.base import TrainingSpec
 from trainables.training.batches import Batch, BatchSource
 from trainables.training.checkpoint import report_checkpoint, restore_checkpoint
@@ -28,7 +29,6 @@ from trainables.training.phase import LossOf, Phase, PhaseTrainer
 from trainables.training.prefetch import prefetch
 
 LOG_EVERY_STEPS = 10
-PASSES_PER_STEP, FLOPS_PER_MAC = 3, 2  # a backward pass costs two forward passes
 
 
 class Recipe(Protocol):
@@ -56,6 +56,17 @@ class Progress:
     phase: int = 0
     train_s: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+
+    def costs(self, config: DiTConfig, training: TrainingSpec, run: RunContext) -> dict[str, float]:
+        """Seconds and steps that the training took, and its speed."""
+        speed = training_speed(
+            macs=count_macs(config),
+            images=self.step * training.batch_size,
+            seconds=self.train_s,
+            num_workers=run.num_workers,
+            device_name=torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else "",
+        )
+        return {"train_s": self.train_s, "train_steps": self.step, **speed}
 
 
 def train(
