@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from shutil import which
 from typing import Any
 
 import click
 import torch
 
-from fine_core.precision import BF16_CAPABILITY, PRECISIONS
+from fine_core.precision import BF16_CAPABILITY, PRECISIONS, check_precision
 from sweeps.execution.cluster import cluster_gpus, is_joined
 from trainables.training.computing import SWITCH, Computing
+
+COMPILERS = ("g++", "clang++", "c++")
 
 
 def _gpus(context: click.Context, parameter: click.Parameter, value: str) -> str | float:
@@ -68,8 +72,13 @@ def resolved_gpus(choice: str | float) -> float:
 
 
 def resolved_precision(choice: str, gpus_per_worker: float) -> str:
-    """The precision that `auto` means where the jobs will run. A cluster's GPUs, if none is here, are taken to have bf16."""
+    """The precision that `auto` means where the jobs will run. A cluster's GPUs, if none is here, are taken to have bf16.
+
+    Raises ValueError for one that this machine lacks, if they run on it.
+    """
     if choice != "auto":
+        if not is_joined() and (not gpus_per_worker or torch.cuda.is_available()):
+            check_precision(choice, torch.device("cuda" if gpus_per_worker else "cpu"))
         return choice
     if not gpus_per_worker:
         return "fp32"
@@ -79,5 +88,7 @@ def resolved_precision(choice: str, gpus_per_worker: float) -> str:
 
 def computing_from(options: dict[str, Any]) -> Computing:
     """How steps are computed. Raises ValueError."""
+    if options["compile"] == "on" and not is_joined() and not any(map(which, COMPILERS)) and "CXX" not in os.environ:
+        raise ValueError(f"--compile on needs a C++ compiler, such as {COMPILERS[0]}; install one, or leave it out")
     names = ("micro_batch", "activation_checkpointing", "compile")
     return Computing(**{name: options[name] for name in names})

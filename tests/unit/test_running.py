@@ -106,7 +106,7 @@ def test_one_worker_runs_inline_on_a_gpu_too_and_several_in_a_group():
 def test_gpus_are_found_without_an_option(monkeypatch):
     monkeypatch.setattr(compute_options, "is_joined", lambda: False)
     assert resolved_gpus("auto") == 0 and resolved_gpus(0.5) == 0.5
-    assert resolved_precision("auto", 0.0) == "fp32" and resolved_precision("tf32", 0.0) == "tf32"
+    assert resolved_precision("auto", 0.0) == "fp32" and resolved_precision("bf16", 0.0) == "bf16"
     monkeypatch.setattr(compute_options, "is_joined", lambda: True)
     monkeypatch.setattr(compute_options, "cluster_gpus", lambda: 4.0)
     assert resolved_gpus("auto") == 1 and resolved_precision("auto", 1.0) == "bf16"
@@ -119,3 +119,12 @@ def test_gpus_are_found_without_an_option(monkeypatch):
 def test_a_gpu_that_torch_cannot_use_is_one_line():
     with pytest.raises(ValueError, match="was given a GPU that PyTorch cannot use .* --gpus-per-worker 0"):
         first_gpu()
+
+
+def test_compilation_needs_a_compiler(monkeypatch):
+    asked = {"micro_batch": None, "activation_checkpointing": "auto", "compile": "on"}
+    monkeypatch.setattr(compute_options, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match=r"--compile on needs a C\+\+ compiler, such as g\+\+"):
+        compute_options.computing_from(asked)
+    assert compute_options.computing_from(asked | {"compile": "auto"}).compile == "auto"
