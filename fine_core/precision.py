@@ -29,7 +29,7 @@ def check_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def products_in(precision: str) -> Iterator[None]:
-    """Products of fp32 numbers as the precision has them, forward and backward; as they were before at the end."""
+    """Run fp32 products and convolutions in TF32 if `precision` is tf32, else in fp32. Restores the setting at exit."""
     switches = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
     before = [switch.fp32_precision for switch in switches]
     try:

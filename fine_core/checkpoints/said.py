@@ -1,6 +1,6 @@
-"""What a file says of its model beside the tensors: a DiT's shapes are also those of models that predict something else.
+"""What a file says about its model beside the tensors. Models that do not predict noise can have a DiT's shapes too.
 
-Arguments, configs and hyperparameters are looked through in whatever nesting, and the file's own name.
+The search covers arguments, configs and hyperparameters, nested up to MAX_NESTING levels, and the file's name.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def _metadata(path: Path) -> Said:
 
 
 def _choose(content: Any, path: Path, *, last: str) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict of a training state: of its averaged weights, if it has any. One of its names ends with `last`."""
+    """The state dict in a training state, of the averaged weights if there are any; and notes. Some name ends with `last`."""
     notes: list[str] = []
     for _ in range(NESTING):
         if not isinstance(content, dict):

@@ -19,7 +19,7 @@ from trainables.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """What follows from the end of a task: `note` for people, by how much the sweep advanced, why the task was stopped.
+    """What a task's end changes. `note`: text for people. `advance`: steps of progress. `stopped`: why the task was stopped.
 
     `ended`: trials that are over, by their names in the agenda's further costs.
     """
@@ -38,7 +38,7 @@ class Agenda(Protocol):
     def is_done(self, missing: Sequence[Task]) -> bool: ...
 
     def needs(self, missing: Sequence[Task]) -> Iterable[JobSpec]:
-        """What must be intact: the missing tasks, or later ones, are made from it."""
+        """Jobs whose stored files must be intact, because the missing tasks, or later tasks, read these files."""
 
     def what_for(self, num_missing: int) -> str:
         """Why Ray is started, for people."""
@@ -46,7 +46,7 @@ class Agenda(Protocol):
     def label(self, job: JobSpec) -> str: ...
 
     def after_s(self) -> Mapping[str, float]:
-        """Seconds on a core of what waits for a planned task besides the planned ones, by the task's id."""
+        """Task id -> core seconds of unplanned work that waits for this planned task."""
 
     def further_costs(self) -> Mapping[str, float]:
         """Seconds on a core of each trial that is not planned as a task, by a name of its own."""

@@ -21,7 +21,7 @@ class ClaimListener(TaskListener, Protocol):
 
 
 class ClaimedTasks:
-    """A source of tasks and a listener, around those of a sweep.
+    """Wraps the task source and the listener of a sweep: a task is handed out only after this process has claimed the task.
 
     `is_finished`: whether the store holds the results of a task.
     """
@@ -53,7 +53,7 @@ class ClaimedTasks:
         return None
 
     def _from_elsewhere(self) -> Task | None:
-        """A task that another process has given up, after word of those that it has finished."""
+        """The first task that another process gave up, or None. Tells the listener of tasks finished by other processes."""
         if not self.elsewhere or time.monotonic() - self._looked_s < POLL_S:
             return None
         self._looked_s = time.monotonic()

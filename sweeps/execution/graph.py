@@ -29,8 +29,8 @@ class _Node:
 class TaskGraph:
     """A source of tasks.
 
-    `missing`: ids of tasks that are known to be unfinished, None for all. `is_current`: whether the store holds the results of
-    one of the others, made from what is there now. `after_s`: seconds on a core of what waits for a task outside the graph.
+    `missing`: ids of the unfinished tasks, None for all tasks. `is_current`: whether the store holds the results of another
+    task, made from the artifacts in the store now. `after_s`: task id -> core seconds outside the graph that wait for the task.
     """
 
     def __init__(

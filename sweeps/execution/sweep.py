@@ -112,7 +112,7 @@ class Sweep:
             self.store.delete(path)
 
     def _missing(self) -> tuple[Task, ...]:
-        """Tasks with something to compute: also again, where it was made from other bytes, or is damaged and needed."""
+        """Tasks to compute: unfinished ones, and ones with a job that was made from other bytes, or is damaged and needed."""
         while True:
             found = find_jobs(self.plan, self.store)
             missing = tuple(task for task in self.plan.tasks if found.missing(task))

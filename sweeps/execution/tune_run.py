@@ -41,7 +41,7 @@ ENDS_OF_TUNE = (RuntimeError, OSError, EOFError, pickle.UnpicklingError, tune.Tu
 class TaskSource(Protocol):
     """Where tasks come from; asked in the sweep's own process whenever a worker is free.
 
-    `hands_out_ahead`: whether its next tasks are the same, whatever the running ones give.
+    `hands_out_ahead`: true if the next tasks do not depend on the results of the running tasks.
     """
 
     hands_out_ahead: bool
@@ -53,7 +53,7 @@ class TaskSource(Protocol):
         """Whether there will be no further job, whatever the running ones give."""
 
     def workers_wanted(self, task: Task, slots: int) -> int:
-        """With how many workers, of `slots`, a task that can use them all no longer holds up the sweep."""
+        """Workers, at most `slots`, that a task needs so as not to hold up the sweep, if the task can use all of them."""
 
 
 class TaskListener(Protocol):
@@ -66,10 +66,10 @@ class TaskListener(Protocol):
 
 
 def trials_at_once(runner: RunnerSpec, source: TaskSource) -> int:
-    """Trials that run or wait for resources. On a joined cluster more than fit may wait: that is what makes it grow.
+    """Number of trials that run or wait for resources. On a joined cluster, waiting trials make the cluster grow.
 
-    What waits costs nothing if it is of a grid and runs inline. A worker group waits in a process of its own, and a study
-    proposes better settings later: fewer of these wait, and more again once the cluster has grown.
+    A waiting inline trial of a grid costs nothing, so WAITING_TRIALS may wait. Each waiting worker group holds a process,
+    so at most WAITING_GROUPS wait. A study lets one trial wait, because later proposals know more results.
     """
     if runner.max_concurrent is not None:
         return runner.max_concurrent

@@ -15,7 +15,7 @@ def total_macs(jobs: Iterable[JobSpec]) -> float:
 
 
 def scoring_macs(jobs: Iterable[JobSpec]) -> float:
-    """Those of drawing the images that are scored."""
+    """Multiply-accumulates of drawing the images that are scored."""
     return total_macs(job for job in jobs if kind_of(job).is_score)
 
 

@@ -29,9 +29,9 @@ class Deletable:
 
 
 def deletable(plan: Plan, store: Store) -> list[Deletable]:
-    """Kept are: points on a front (the joint one or their method's, by any cost), base models of deltas that are kept or of
-    any other sweep's, what unfinished jobs are made from, learngenes, extractors and inputs of the user. Records,
-    scores and pictures stay in any case.
+    """Files that may go. These stay: points on a front (joint or of their method, by any cost), base models of kept deltas and
+    of other sweeps' deltas, artifacts that unfinished jobs read, learngenes, extractors and the user's inputs. Records,
+    scores and pictures always stay.
     """
     records = {job.id: record for job in plan.jobs if (record := store.read_record(job))}
     finished = [result for point in plan.points if (result := point_result(point, store))]

@@ -123,7 +123,7 @@ def _callable_names(datasets: Collection[str]) -> dict[str, str]:
 
 
 def on_dataset(found: Sequence[Candidate], dataset: str | None, protocol: str = "") -> list[Candidate]:
-    """Those of one dataset, and of the one protocol that contains a text. Raises ValueError if there is none, or several."""
+    """Candidates on one dataset, of the one protocol whose text contains `protocol`. Raises ValueError for none or several."""
     check(bool(found), "the store holds no scored point; run a sweep first")
     names = _callable_names({candidate.jobs[0].dataset for candidate in found})
     listed = ", ".join(sorted(names.values()))

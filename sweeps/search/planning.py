@@ -57,7 +57,7 @@ class SearchSpec:
 
     @property
     def is_joint(self) -> bool:
-        """Whether the size is a parameter: it must be where its cost is an objective, and would never be small elsewhere."""
+        """Whether one study searches the size too. If `serve_bytes` is an objective, one size could hardly lower it."""
         return "serve_bytes" in self.objectives and len(self.sizes) > 1
 
 

@@ -83,7 +83,7 @@ class SearchSpace:
         return TransferSettings(lr=changes.get(LR, settings.lr), options=tuple(options), start={**settings.start, **start})
 
     def _values_of(self, settings: TransferSettings) -> Point:
-        """Values of all parameters, also of such as are not there, that settings stand for."""
+        """The value of every parameter under `settings`, including parameters that do not exist at this point."""
         point: Point = {LR: settings.lr, **settings.start}
         for one in settings.options:
             for option in self.options:

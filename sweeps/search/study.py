@@ -353,7 +353,7 @@ class ScheduleStudy:
         return ended.user_attrs[OUTCOME] if ended.state == TrialState.PRUNED else None
 
     def failed(self, task: Task, failure: Failure) -> None:
-        """A point whose training diverges has had its trial; anything else is tried again by the same command."""
+        """A diverged training ends its trial. After any other failure, the same command tries the trial again."""
         running = self.running.get(task.job.run_id)
         if running is None:
             return

@@ -26,7 +26,7 @@ def model_file_bytes(model: DiTConfig) -> int:
 
 
 def delta_shapes(job: TransferSpec) -> Shapes:
-    """Of what a transfer trains."""
+    """Shapes of the tensors that a transfer trains, by name."""
     return transfer_method(job.method).trained_shapes(job.model, job.options, job.initialization)
 
 

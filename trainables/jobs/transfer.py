@@ -146,7 +146,7 @@ class TransferKind(JobKind):
 
 
 def delta_config(job: TransferSpec, *, base_sha256: str) -> dict[str, str]:
-    """What a delta says of itself: its method, the models that it leads from and to, and the bytes of the first."""
+    """The config stored with a delta: its method, the ids of the base model and the transfer, and the base file's hash."""
     return {"method": job.method, "base": job.base.id, "base_sha256": base_sha256, "transfer": job.id}
 
 
@@ -180,7 +180,7 @@ def served_macs(served: DiT, method: TransferMethod) -> int:
 
 
 def _initialize_costs(job: TransferSpec, store: Store) -> dict[str, float]:
-    """What had to be there before: bytes to initialize the base and its bank, and the seconds that the bank took."""
+    """Costs of a transfer's inputs: bytes of base and bank together, bytes of the bank, and seconds to sample the bank."""
     stored = store.record(job.base).metrics["initialize_bytes"]
     if job.bank is None:
         return {"initialize_bytes": stored}

@@ -34,8 +34,8 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class TransferData:
-    """What batches are made from, on any device, for the run's: images of the target and of the knowledge bank (or None),
-    and the base model."""
+    """Inputs of a transfer's batches, on any device: images of the target and of the knowledge bank (or None), and the base
+    model. `device`: the run's device, where the batches go."""
 
     target: ImageSource
     bank: ImageSource | None

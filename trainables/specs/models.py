@@ -176,7 +176,7 @@ class BaseModelSpec(PointSpec):
 
     @property
     def data_seed(self) -> int:
-        """As it always was: the numbers of base models that start from nothing stay."""
+        """The plain seed: base models from scratch keep the batches, and so the results, that they had in older versions."""
         return self.seed
 
     @property

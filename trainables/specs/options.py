@@ -62,8 +62,8 @@ def option(
     """A field of an options class.
 
     `help` is for the command line, `choices` are the allowed texts. `search`: where a search may look by default.
-    `changes_bytes`: whether what is stored grows with it. `label`: a format of what names it in labels, whatever its value.
-    `old_names`: options of the command line that it was called before.
+    `changes_bytes`: whether what is stored grows with it. `label`: format string of the value in labels, at the default too.
+    `old_names`: earlier names of the command-line option.
     """
     about = {"help": help, "choices": choices, "search": search, "changes_bytes": changes_bytes}
     return field(default=default, metadata={**about, "label": label, "old_names": old_names})
@@ -73,7 +73,7 @@ def option(
 class Options:
     """Base of options. `group` is their prefix on the command line. Every field is made by `option`.
 
-    Equal values are equal work: what has no effect beside the other values is set to its neutral value (`canonical`).
+    Equal work has equal values: `canonical` resets an option to its neutral value where other options cancel its effect.
     """
 
     group: ClassVar[str]

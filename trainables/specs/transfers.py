@@ -67,8 +67,8 @@ class TransferSpec(PointSpec):
 
     @property
     def version(self) -> int:  # type: ignore[override]
-        """5, since a method's options stand together. 6 where weights of noise levels met a learned variance, whose term they
-        scaled before."""
+        """6 for methods with noise-level weights on a base with learned variance: before version 6 these weights also scaled
+        the variance term. 5 for all other transfers: version 5 grouped the options of a method."""
         weighs = self.method in LEVEL_WEIGHTED or any(getattr(one, "weighting", None) == "loss" for one in self.options)
         return 6 if weighs and self.base.model.learn_sigma else 5
 

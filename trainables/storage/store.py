@@ -89,9 +89,9 @@ class Store:
         self._write(f"{self.root}/{path}", text.encode())
 
     def read_record(self, job: JobSpec) -> Record | None:
-        """The record of a finished job, else None. One that is damaged is named, and counts as not finished.
+        """The record of a finished job, else None. A damaged record gives a warning and counts as not finished.
 
-        Raises StoreError for one that may not be read.
+        Raises StoreError if the storage cannot read the record's file.
         """
         path = f"{self.root}/{job.folder}/{RECORD_FILE}"
         content = self._read_bytes(path)

@@ -33,7 +33,7 @@ class ImageRows:
         return len(self.rows)
 
     def at(self, places: Tensor) -> ImageRows:
-        """Those at some places (n,) among them."""
+        """The images at the indices `places` (n,) of `rows`."""
         drawn = None if self.augmentation is None else self.augmentation.of(places.to(self.augmentation.flipped.device))
         return ImageRows(data=self.data, rows=self.rows[places.to(self.rows.device)], augmentation=drawn)
 
@@ -82,8 +82,8 @@ class Batch:
         )
 
     def micro_batches(self, size: int) -> Iterator[tuple[slice, Batch]]:
-        """The batch in stretches of at most `size` samples, without where their images are; the sum of their losses is its
-        loss."""
+        """Slices of at most `size` samples, each with its own batch, whose `image_rows` are empty. The losses of these batches
+        add up to the loss of the whole batch."""
         for first in range(0, len(self.ranks), size):
             part = slice(first, first + size)
             yield (
@@ -100,7 +100,7 @@ class Batch:
             )
 
     def _places(self) -> Tensor:
-        """The samples (N,) ordered by how far each stands in its own kind: the n-th part of it is the n-th part of each."""
+        """Indices (N,) that interleave the kinds of samples: each contiguous n-th part holds an n-th of every kind."""
         kinds = torch.cat([torch.full((len(rows),), 2 * index) for index, rows in enumerate(self.image_rows)])
         if self.distilled is not None:
             kinds += self.distilled.cpu()

@@ -60,7 +60,7 @@ def step_plan(
     precision: str,
     device: torch.device,
 ) -> StepPlan:
-    """How to train a model by steps of so many samples on this worker, and `flops` in all.
+    """The plan for steps of `samples` samples on this worker. `flops`: of the whole training; decides on compilation.
 
     A CPU takes the whole batch at once and compiles nothing, unless it is told to.
     """
@@ -112,7 +112,7 @@ def restore(model: nn.Module) -> None:
 
 
 def without_compilation(model: nn.Module, error: Exception) -> None:
-    """Go on without it, and say so once."""
+    """Turn off the compilation of a model's blocks after `error`, and warn once."""
     for dense in dense_models(model):
         for block in dense.blocks:
             block._compiled_call_impl = None

@@ -31,10 +31,10 @@ def from_text(values: Sequence[str]) -> np.ndarray:
 def number_labels(
     parts: Sequence[np.ndarray], path: str, *, column: str | None, names: Sequence[str] = ()
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Class numbers (N,), int64, of the labels of all files, and what is said of them.
+    """Class numbers (N,), int64, for the labels of all files, and notes for people on the numbering.
 
-    Names are numbered in alphabetical order, over all files. `column` is where they stand, None if nowhere; `names` are those
-    of the class numbers, where the set has them. Raises DataError for labels of several kinds, or below 0.
+    Names are numbered in alphabetical order over all files. `column`: the column of labels, None without one. `names`: names
+    of the class numbers, if the set has any. Raises DataError for labels of several kinds, or below 0.
     """
     kinds = {
         "names" if part.dtype.kind in "OU" else "true and false" if part.dtype.kind == "b" else "numbers" for part in parts

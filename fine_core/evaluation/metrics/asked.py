@@ -14,7 +14,7 @@ class MetricUnavailable(ValueError):
 
 
 def metrics_named(names: Iterable[str]) -> tuple[str, ...]:
-    """These metrics once each, in the registry's order. Raises ValueError for an unknown name, and without fid."""
+    """`names` without duplicates, in the registry's order. Raises ValueError for an unknown name, or if fid is missing."""
     asked = set(names)
     for name in sorted(asked):
         if name not in METRICS:
@@ -27,10 +27,10 @@ def metrics_named(names: Iterable[str]) -> tuple[str, ...]:
 def obtainable(
     names: tuple[str, ...], *, of_samples: Collection[str], of_reference: Collection[str], num_images: int | None = None
 ) -> tuple[str, ...]:
-    """Those of the metrics whose needs are met by these fields of `Samples` and `Reference`, and by this many images.
+    """The metrics among `names` that these fields of `Samples` and `Reference` and this number of images allow.
 
-    `num_images` is the size of the smaller set, None if unknown. Where the whole default set is asked for, its metrics but
-    for the FID are left out if they cannot be had. Raises MetricUnavailable for any other.
+    `num_images` is the size of the smaller set, None if unknown. If `names` has all default metrics, an unavailable default
+    metric other than FID is left out. Raises MetricUnavailable for every other unavailable metric.
     """
     optional = set(DEFAULT_METRICS) - {"fid"} if set(DEFAULT_METRICS) <= set(names) else set()
     have = {"of_samples": of_samples, "of_reference": of_reference, "num_images": num_images}

@@ -27,8 +27,8 @@ class Compute(Protocol):
 class Metric:
     """A metric by its name in records and its label in tables.
 
-    `needs` are the fields of `Samples` that `compute` reads; it reads those of `Reference` too, but for the logits.
-    `min_images` are needed in the smaller of both sets.
+    `needs`: fields that `compute` reads from both `Samples` and `Reference` (logits from `Samples` alone).
+    `min_images`: the fewest images that the smaller of the two sets may have.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Metric:
     min_images: int = 2
 
     def lacks(self, *, of_samples: Collection[str], of_reference: Collection[str], num_images: int | None) -> str | None:
-        """In one line what it needs and cannot have of these fields and images; None if nothing."""
+        """One line that names the field, or the number of images, that the metric lacks; None if nothing is lacking."""
         if num_images is not None and num_images < self.min_images:
             return f"{self.name} needs at least {self.min_images} images on both sides, and one side has {num_images}"
         for need in self.needs:

@@ -45,14 +45,14 @@ def _unit_columns(rows: int, rank: int) -> nn.Parameter:
 
 
 class RebuiltWeights:
-    """Dense weights that are rebuilt once for several forward and backward passes, whose gradients gather in them."""
+    """Dense weights, built once from the factors for several forward and backward passes. They accumulate the gradients."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = state
         self.leaves = {name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in state.items()}
 
     def backward(self) -> None:
-        """Take the gathered gradients to the factors."""
+        """Backpropagate the accumulated gradients to the factors. Call this once, after the last pass."""
         reached = [name for name, leaf in self.leaves.items() if leaf.grad is not None]
         torch.autograd.backward([self.state[name] for name in reached], [self.leaves[name].grad for name in reached])
 
