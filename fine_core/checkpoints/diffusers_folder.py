@@ -29,8 +29,10 @@ from fine_core.checkpoints.native import (
 from fine_core.checkpoints.said import check_predicts_noise, said_in
 from fine_core.dit import DiT, DiTConfig, ModelSize, position_table
 from fine_core.sampling.schedulers import make_scheduler
+from fine_core.text import listed
 
 PIPELINE_NULL_CLASS = 1000  # written in DiTPipeline's code
+CLASSES = ("DiTTransformer2DModel", "Transformer2DModel", "PublicDiTTransformer2DModel")
 WEIGHTS = "diffusion_pytorch_model"  # diffusers' name
 SIDECAR = "fine-sweeps.safetensors"  # the config and the positions; diffusers computes its own positions
 
@@ -141,9 +143,15 @@ def load_diffusers(folder: str | os.PathLike) -> tuple[DiT, tuple[str, ...]]:
     try:
         from diffusers import DiTTransformer2DModel
 
-        theirs = DiTTransformer2DModel.from_pretrained(folder, low_cpu_mem_usage=False, **_weights_in(folder))
+        _check_class(folder)
+        theirs, loading = DiTTransformer2DModel.from_pretrained(
+            folder, low_cpu_mem_usage=False, output_loading_info=True, ignore_mismatched_sizes=True, **_weights_in(folder)
+        )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder} is no readable DiTTransformer2DModel: {str(error).splitlines()[0]}") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, loading[what])):
+            raise CheckpointError(f"{folder}: its config does not fit its weights, {what.replace('_', ' ')}: {listed(names)}")
     if (folder / SIDECAR).is_file():
         positions, data = load_tensors(folder / SIDECAR, kind="diffusers")
         config = config_from_json(data)
@@ -166,6 +174,13 @@ def _check_scheduler(folder: Path) -> None:
                 check_predicts_noise(said_in(json.loads(path.read_text())), str(path))
             except ValueError as error:  # a CheckpointError, or no JSON
                 raise CheckpointError(str(error) if isinstance(error, CheckpointError) else f"{path} is no JSON") from error
+
+
+def _check_class(folder: Path) -> None:
+    """Raises CheckpointError for a transformer of another class: diffusers would take what fits, and fill up the rest."""
+    found = json.loads((folder / "config.json").read_text()).get("_class_name", CLASSES[0])
+    if found not in CLASSES:
+        raise CheckpointError(f"{folder} holds a {found}, not a DiT")
 
 
 def _weights_in(folder: Path) -> dict[str, object]:
@@ -196,7 +211,7 @@ def _config_of(theirs, folder: Path) -> tuple[DiTConfig, tuple[str, ...]]:
         learn_sigma=(theirs.out_channels or theirs.in_channels) == 2 * theirs.in_channels,
         timestep_freq_shift=1,
     )
-    published = theirs.norm_eps <= 1e-5  # diffusers' default, where the config is silent
+    published = float(theirs.norm_eps or 1e-5) <= 1e-5  # diffusers' default, where the config is silent
     return config, () if published else (f"norm_eps {theirs.norm_eps:g} before the MLP is taken as 1e-6",)
 
 

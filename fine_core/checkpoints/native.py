@@ -68,10 +68,14 @@ def load_tensors(path: str | os.PathLike, *, kind: str) -> tuple[dict[str, Tenso
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error
-    header = json.loads(metadata.get(METADATA_KEY, "{}"))
-    if header.get("kind") != kind:
-        raise CheckpointError(f"{path} holds {header.get('kind', 'tensors without a config')!r}, not {kind!r}")
-    return tensors, header["config"]
+    try:
+        header = json.loads(metadata.get(METADATA_KEY, "{}"))
+        found, config = header.get("kind", "tensors without a config"), header.get("config")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} has a damaged config: {error}") from error
+    if found != kind or not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds {found!r}, not {kind!r}" if found != kind else f"{path} has no config")
+    return tensors, config
 
 
 def config_to_json(config: DiTConfig) -> dict:
@@ -105,7 +109,13 @@ def load_model(path: str | os.PathLike, *, expect: DiTConfig | None = None) -> D
     Raises CheckpointError if the file is damaged, its tensors do not fit its config, or its config is not `expect`.
     """
     tensors, data = load_tensors(path, kind="dit")
-    config = config_from_json(data)
+    try:
+        config = config_from_json(data)
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} has a config of another version of this project: {error}") from error
+    wrong = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()} - {"float32"})
+    if wrong:
+        raise CheckpointError(f"{path} has weights in {', '.join(wrong)}; files of this project are float32, convert it back")
     if expect is not None and config != expect:
         raise CheckpointError(f"{path} holds a model of another shape: {config}, expected {expect}")
     with torch.device("meta"):

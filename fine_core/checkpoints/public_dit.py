@@ -40,7 +40,8 @@ def infer_config(
     except (KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"these are not the tensors of a DiT: {type(error).__name__} {error}") from error
     classes = _classes(rows, num_classes, said)
-    depth = 1 + max((int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")), default=-1)
+    numbers = [name.split(".")[1] for name in tensors if name.startswith("blocks.")]
+    depth = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
     grid = round(num_tokens**0.5)
     if grid**2 != num_tokens or out_channels not in (in_channels, 2 * in_channels):
         raise CheckpointError(f"{num_tokens} positions and {out_channels} output channels are not those of a DiT")

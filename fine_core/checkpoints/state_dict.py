@@ -24,6 +24,7 @@ from fine_core.checkpoints.said import Said, check_file_name, check_predicts_noi
 from fine_core.text import listed
 
 KEYS = ("ema", "ema_state_dict", "ema_model", "model_ema", "model", "model_state_dict", "state_dict", "module")
+AVERAGE = re.compile(r"(?<![a-z])(ema|averaged?|shadow|swa)(?![a-z])", re.I)  # of weights, in a key
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # may stand within a name
 FIRST = "x_embedder.proj.weight"  # a tensor that every DiT has
 NESTING = 3  # {"ema": {"module": {"state_dict": ...}}}
@@ -64,6 +65,10 @@ def read_dit(path: Path) -> StateDict:
     if not says_noise(said):
         check_file_name(path.name)
     tensors, prefix_notes = _without_wrappers(tensors)
+    for name, tensor in tensors.items():
+        if not tensor.dtype.is_floating_point or tensor.is_sparse or tensor.is_quantized or tensor.is_meta:
+            kind = "without values" if tensor.is_meta else f"{tensor.dtype} and {tensor.layout}".replace("torch.", "")
+            raise CheckpointError(f"{path}: {name} is {kind}; weights are dense floats, save them before they are quantized")
     return StateDict(tensors=tensors, said=said, notes=(*notes, *prefix_notes))
 
 
@@ -72,7 +77,7 @@ def _read(path: Path) -> Any:
         raise CheckpointError(f"no such file: {path}")
     check_is_no_pointer(path)
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return load_file(path)
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -82,12 +87,13 @@ def _read(path: Path) -> Any:
         forbidden = re.search(r"GLOBAL (\S+)", str(error))
         reason = f"it asks for {forbidden[1]}, which a checkpoint has no use for" if forbidden else "it is no checkpoint"
         raise CheckpointError(f"{path} is refused: {reason}; nothing of it was executed") from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file makes torch's reader raise whatever it runs into
+        lines = str(error).strip().splitlines()
+        raise CheckpointError(f"{path} is not a readable checkpoint: {lines[0] if lines else type(error).__name__}") from error
 
 
 def _metadata(path: Path) -> Said:
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         return []
     with safe_open(path, framework="pt") as file:
         return said_in(file.metadata() or {})
@@ -99,17 +105,21 @@ def _choose(content: Any, path: Path, *, last: str) -> tuple[dict[str, Tensor], 
     for _ in range(NESTING):
         if not isinstance(content, dict):
             break
-        for key in [key for key in KEYS if key in content]:
+        names = [key for key in content if isinstance(key, str)]
+        averages = [key for key in names if AVERAGE.search(key) and not isinstance(content[key], Tensor)]
+        for key in [*averages, *(key for key in KEYS if key in names and key not in averages)]:
             if _holds(content[key], last, NESTING):
                 notes += [] if key == "ema" else [f"its {key}"]
                 content = content[key]
                 break
-            if "ema" in key:
+            if key in averages and not isinstance(content[key], bool | int | float | str | type(None)):
                 notes.append(f"its {key} {'has no weights of a model' if content[key] else 'is empty'}")
         else:
             break
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)} if isinstance(content, dict) else {}
-    if not any(str(name).endswith(last) for name in tensors):
+    if any(not isinstance(name, str) for name in tensors):
+        raise CheckpointError(f"{path} has tensors whose names are no texts; save the model's state_dict()")
+    if not any(name.endswith(last) for name in tensors):
         raise CheckpointError(f"{path} holds no state dict{' of a DiT' if last and tensors else ''}")
     return tensors, notes
 
@@ -120,7 +130,8 @@ def _holds(content: Any, last: str, levels: int) -> bool:
         return False
     if any(isinstance(value, Tensor) and str(name).endswith(last) for name, value in content.items()):
         return True
-    return any(_holds(content[key], last, levels - 1) for key in KEYS if key in content)
+    known = [key for key in content if isinstance(key, str) and (key in KEYS or AVERAGE.search(key))]
+    return any(_holds(content[key], last, levels - 1) for key in known)
 
 
 def _without_wrappers(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

@@ -122,7 +122,13 @@ def _moments(arrays: Mapping[str, np.ndarray], mean: str, covariance: str, path:
     if mean not in arrays or covariance not in arrays:
         raise CheckpointError(f"{path} has only one of {mean} and {covariance}; moments are both")
     first, second = arrays[mean], arrays[covariance]
-    if first.ndim != 1 or second.shape != 2 * first.shape or first.dtype.kind != "f" or second.dtype.kind != "f":
+    if (
+        first.ndim != 1
+        or first.size == 0
+        or second.shape != 2 * first.shape
+        or first.dtype.kind != "f"
+        or second.dtype.kind != "f"
+    ):
         found = f"{mean} {first.dtype} {first.shape} and {covariance} {second.dtype} {second.shape}"
         raise CheckpointError(f"{path} has {found}; moments are floats of shape (F,) and (F, F)")
     if not np.isfinite(first).all() or not np.isfinite(second).all():
@@ -152,7 +158,7 @@ def _images(arrays: Mapping[str, np.ndarray], path: str | os.PathLike) -> Tensor
 
 
 def _check_images(shape: tuple[int, ...], dtype: np.dtype, path: str | os.PathLike) -> None:
-    if dtype != np.uint8 or len(shape) != 4 or shape[0] < 2:
+    if dtype != np.uint8 or len(shape) != 4 or shape[0] < 2 or 0 in shape:
         raise CheckpointError(f"{path} has arr_0 {dtype} {shape}; images are uint8 (N, H, H, C), at least 2")
     if shape[3] not in (1, 3):
         hint = "; they are (N, C, H, H)" if shape[1] in (1, 3) else ""

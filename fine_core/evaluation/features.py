@@ -79,6 +79,9 @@ def _checked(name: str, values: Tensor, num_images: int, *, flat: bool = False) 
     if values.ndim < 2 or len(values) != num_images or (flat and values.ndim != 2):
         expected = f"({num_images}, {'numbers per image' if flat else '...'})"
         raise ValueError(f"the extractor's {name!r} has shape {tuple(values.shape)} for {num_images} images, not {expected}")
+    if values.is_complex() or values.shape[1] == 0:
+        what = "complex numbers" if values.is_complex() else "no numbers at all"
+        raise ValueError(f"the extractor's {name!r} has {what}; features are real numbers")
     values = values.float()
     if not values.isfinite().all():
         raise ValueError(f"the extractor's {name!r} has numbers that are not finite")

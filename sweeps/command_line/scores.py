@@ -53,10 +53,11 @@ def _tried(module: nn.Module, extractor: GivenExtractorSpec) -> Features:
     images = _some_images(extractor.dataset)
     shape = " x ".join(map(str, images.shape[1:]))
     try:
+        extract_features(module, images[:1])  # as the last batch of a score may be
         return extract_features(module, images)
     except ValueError:
         raise  # says what is wrong with the output
-    except Exception as error:  # the user's own module may raise anything
+    except (Exception, SystemExit) as error:  # the user's own module may raise anything
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise ValueError(
             f"{extractor.extractor.name} cannot take images of {shape} of {short_name(extractor.dataset)}: "

@@ -319,7 +319,7 @@ def _show_next_steps(report: SearchReport, steps: NextSteps, console: Console) -
     if report.best:
         command = ["python", "sweeps/size_grid.py", *steps.grid_options]
         command += ["--tuned", str(report.folder / BEST_FILE)]
-        lines.append(f"Use it in a grid:  {shlex.join(command)}")
+        lines.append(f"Use it in a grid:  {shlex.join(map(without_password, command))}")
     dashboard = shlex.join([executable_path("optuna-dashboard"), without_password(steps.study_storage)])
     lines.append(f"Look at the study: {dashboard}  (of the extra: pip install -e '.[dashboard]')")
     for line in lines:

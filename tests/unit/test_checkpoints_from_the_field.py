@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from fine_core.checkpoints import CheckpointError, export_diffusers, load_model, save_model
 from fine_core.checkpoints.__main__ import main
 from fine_core.checkpoints.formats import open_any
+from fine_core.checkpoints.native import config_to_json, save_tensors
 from fine_core.data.latents import vae_sha256
 from fine_core.dit import DiTConfig, ModelSize
 from sweeps.size_grid import main as size_grid
@@ -143,7 +144,10 @@ REFUSED = {
     "objective": (lambda t: {"model": t, "args": {"objective": "pred_x0"}}, "says objective pred_x0"),
     "xstart": (lambda t: {"model": t, "args": argparse.Namespace(predict_xstart=True)}, "says predict_xstart: its model"),
     "enum": (lambda t: {"model": t, "args": {"model_mean_type": "ModelMeanType.START_X"}}, "says model_mean_type"),
-    "class": (lambda t: {"model": t, "noise_scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"}}, "says FlowMatch"),
+    "class": (
+        lambda t: {"model": t, "noise_scheduler": {"_class_name": "FlowMatchEulerDiscreteScheduler"}},
+        "says _class_name FlowMatch",
+    ),
     "schedule": (lambda t: {"model": t, "args": {"noise_schedule": "squaredcos_cap_v2"}}, "another noise schedule than DiT's"),
     "steps": (lambda t: {"model": t, "args": {"diffusion_steps": 4000}}, "says diffusion_steps 4000: another noise schedule"),
     "one row": (lambda t: t | {TABLE: torch.zeros(1, 32)}, "has one row: a model of one class without a null label?"),
@@ -323,3 +327,133 @@ def test_a_vae_in_another_way_says_what_to_do(tmp_path):
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(CheckpointError, match="save it again by diffusers, AutoencoderKL.from_pretrained"):
         vae_sha256(tmp_path / "vae")
+
+
+NOT_NOISE = [
+    {"target": "velocity"},
+    {"prediction_target": "velocity"},
+    {"pred": "v"},
+    {"output_type": "x0"},
+    {"loss_type": "velocity"},
+    {"predict_epsilon": False},
+    {"predict_noise": "false"},
+    {"v_parameterization": True},
+    {"use_flow_matching": "yes"},
+    {"model": "SiT_XL_2"},
+    {"model_type": "SiT"},
+    {"trainer": "FlowTrainer"},
+    {"noise_scheduler": "cosine"},
+    {"timesteps": 4000},
+    {"linear_start": 0.00085, "linear_end": 0.012},
+    {"rescale_betas_zero_snr": True},
+    {"trained_betas": [0.1, 0.2]},
+    {"sigma_data": 0.5},
+    {"predict_xstart": np.True_},
+    {"diffusion_steps": np.int64(4000)},
+    {"prediction_type": ["v_prediction"]},
+    {"losses": [{"prediction_type": "v_prediction"}]},
+    {"config": '{"prediction_type": "v_prediction"}'},
+]
+
+
+@pytest.mark.parametrize("fact", NOT_NOISE, ids=str)
+def test_whatever_says_that_noise_is_not_predicted_is_believed(fact, tensors, tmp_path):
+    torch.save({"model": tensors, "args": fact}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="its model does not predict noise|another noise schedule"):
+        open_any(tmp_path / "x.pt", num_heads=4)
+
+
+INNOCENT = [
+    {"data": "/home/edmund/imagenet", "results": "/data/edmonton"},
+    {"path_type": None, "transport": "none", "interpolant": False, "flow_matching": "no", "predict_v": "0"},
+    {"predict": True, "prediction": False, "parameterization": "eps"},
+    {"prediction": "eps-prediction", "prediction_type": "noise_prediction", "objective": "simple", "target_type": "class"},
+    {"num_train_timesteps": "1000", "beta_start": "0.0001", "beta_end": float(np.float32(0.02)), "beta_schedule": "Linear"},
+    {"resume": "pretrained/dit-vs-edm.pt", "comment": "not flow matching, plain DDPM", "timesteps": 250},
+    {"lr_scheduler": "cosine", "scheduler": {"type": "cosine"}, "loss_type": "mse", "trained_betas": None},
+]
+
+
+@pytest.mark.parametrize("fact", INNOCENT, ids=str)
+def test_innocent_words_are_no_reason_to_refuse(fact, tensors, tmp_path):
+    torch.save({"model": tensors, "args": fact}, tmp_path / "dit_fm_radio.pt")
+    assert same(open_any(tmp_path / "dit_fm_radio.pt", num_heads=4)[0], tensors)
+
+
+@pytest.mark.parametrize(
+    "fact", [{"num_classes": "6"}, {"num_classes": np.int64(6)}, {"class_dropout_prob": "0.0"}, {"p_uncond": 0}]
+)
+def test_numbers_of_classes_of_any_kind_are_understood(fact, tensors, tmp_path):
+    torch.save({"model": tensors, "args": fact}, tmp_path / "x.pt")
+    assert not open_any(tmp_path / "x.pt", num_heads=4)[0].config.has_null_label
+
+
+@pytest.mark.parametrize(
+    "key", ["state_dict_ema", "params_ema", "ema_weights", "net_ema", "averaged_model", "model_ema_state_dict", "swa_model"]
+)
+def test_averaged_weights_are_taken_under_whatever_name(key, tensors, tmp_path):
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()} | {"pos_embed": tensors["pos_embed"]}
+    torch.save({"state_dict": zeros, "model": zeros, key: tensors, "ema_decay": 0.9}, tmp_path / "x.pt")
+    found, kind = open_any(tmp_path / "x.pt", num_heads=4)
+    assert same(found, tensors) and f"its {key}" in kind
+    torch.save({"ema": {"decay": 0.9, "shadow": tensors}, "model": zeros}, tmp_path / "y.pt")
+    assert same(open_any(tmp_path / "y.pt", num_heads=4)[0], tensors)
+
+
+BROKEN = {
+    "empty": (lambda t, path: path.write_bytes(b""), "is not a readable checkpoint"),
+    "quantized": (lambda t, path: torch.save({n: (v * 127).to(torch.int8) for n, v in t.items()}, path), "is int8 and strided"),
+    "complex": (lambda t, path: torch.save({n: v.to(torch.complex64) for n, v in t.items()}, path), "weights are dense floats"),
+    "sparse": (lambda t, path: torch.save(t | {TABLE: t[TABLE].to_sparse()}, path), "sparse_coo; weights are dense floats"),
+    "names": (lambda t, path: torch.save(t | {0: torch.zeros(1)}, path), "tensors whose names are no texts"),
+    "block": (lambda t, path: torch.save(t | {"blocks.x.y": torch.zeros(1)}, path), "does not fit its config"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_is_no_state_dict_of_floats_is_one_line(name, tensors, tmp_path, capsys):
+    write, message = BROKEN[name]
+    write(tensors, tmp_path / "x.pt")
+    with pytest.raises(SystemExit):
+        main(["import", str(tmp_path / "x.pt"), "--num-heads", "4", "--out", str(tmp_path / "out.safetensors")])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("error: ") and message in said, said
+
+
+def test_a_damaged_byte_anywhere_is_one_line(tensors, tmp_path):
+    torch.save(tensors, tmp_path / "whole.pt")
+    content, generator = (tmp_path / "whole.pt").read_bytes(), np.random.default_rng(0)
+    for place in generator.integers(0, len(content), 150):
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        (tmp_path / "x.pt").write_bytes(damaged)
+        try:
+            open_any(tmp_path / "x.pt", num_heads=4)
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+
+
+def test_our_own_file_of_another_version_or_precision_is_one_line(model, tensors, tmp_path):
+    config = config_to_json(model.config)
+    for changed, message in (({**config, "qk_norm": True}, "of another version of this project"), ({}, "of another version")):
+        save_tensors(tmp_path / "x.safetensors", tensors, kind="dit", config=changed)
+        with pytest.raises(CheckpointError, match=message):
+            open_any(tmp_path / "x.safetensors")
+    save_tensors(tmp_path / "x.safetensors", {n: t.half() for n, t in tensors.items()}, kind="dit", config=config)
+    with pytest.raises(CheckpointError, match="has weights in float16; files of this project are float32"):
+        open_any(tmp_path / "x.safetensors")
+
+
+def test_a_folder_whose_config_does_not_fit_its_weights_is_refused(folder):
+    path, weights = folder / "config.json", folder / "diffusion_pytorch_model.safetensors"
+    config, whole = json.loads(path.read_text()), load_file(weights)
+    path.write_text(json.dumps(config | {"num_layers": 1}))
+    with pytest.raises(CheckpointError, match="its config does not fit its weights, unexpected keys: transformer_blocks.1"):
+        open_any(folder)
+    path.write_text(json.dumps(config | {"_class_name": "SD3Transformer2DModel"}))
+    with pytest.raises(CheckpointError, match="holds a SD3Transformer2DModel, not a DiT"):
+        open_any(folder)
+    path.write_text(json.dumps(config))
+    save_file({name: tensor for name, tensor in whole.items() if "ff.net.0" not in name}, weights)
+    with pytest.raises(CheckpointError, match="missing keys: transformer_blocks.0.ff.net.0"):
+        open_any(folder)

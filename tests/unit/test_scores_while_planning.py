@@ -34,6 +34,16 @@ class NotFinite(torch.nn.Module):
         return images.float().flatten(1) / 0
 
 
+class Nothing(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().flatten(1)[:, :0]
+
+
+class Squeezed(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().flatten(2).mean(dim=2).squeeze()
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
     return image_folder(tmp_path_factory.mktemp("images") / "pets", classes=2, per_class=6)
@@ -61,6 +71,8 @@ def refused(images: Path, extractor: Path, *more: str) -> str:
         (Probabilities, "returns class probabilities"),
         (OneChannel, "cannot take images of 3 x 8 x 8 of pets-8: RuntimeError"),
         (NotFinite, "has numbers that are not finite"),
+        (Nothing, "has no numbers at all; features are real numbers"),
+        (Squeezed, "has shape (3,) for 1 images"),
     ],
 )
 def test_an_extractor_is_tried_on_the_images(module, message, images, tmp_path):
@@ -87,6 +99,8 @@ REFERENCES = {
     "floats": ({"arr_0": np.zeros((9, 8, 8, 3), np.float32)}, "arr_0 float32"),
     "one image": ({"arr_0": np.zeros((1, 8, 8, 3), np.uint8)}, "at least 2"),
     "half of it": ({"mu": np.zeros(6)}, "only one of mu and sigma"),
+    "no pixels": ({"arr_0": np.zeros((9, 0, 0, 3), np.uint8)}, "arr_0 uint8 (9, 0, 0, 3)"),
+    "no moments": ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, "moments are floats of shape (F,) and (F, F)"),
     "nothing": ({"features": np.zeros((4, 6))}, "neither mu and sigma nor arr_0"),
 }
 
@@ -133,3 +147,11 @@ def test_one_image_has_no_fid(means, tmp_path):
 def test_few_samples_are_as_few_images(images, means):
     said = refused(images, means, "--num-samples", "5", "--metrics", "fid,density")
     assert "density needs at least 6 images on both sides, and one side has 5" in said
+
+
+def test_code_that_ends_the_process_is_one_line(images, tmp_path):
+    (tmp_path / "x.py").write_text("import sys\nsys.exit('bye')\n")
+    assert "could not build an extractor: SystemExit: bye" in refused(images, tmp_path / "x.py")
+    forward = "    def forward(self, images):\n        raise SystemExit(0)\n"
+    (tmp_path / "y.py").write_text(f"import torch\nclass X(torch.nn.Module):\n{forward}def build():\n    return X()\n")
+    assert "y.py cannot take images of 3 x 8 x 8 of pets-8: SystemExit" in refused(images, tmp_path / "y.py")

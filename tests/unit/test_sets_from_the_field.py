@@ -16,7 +16,7 @@ from pyarrow import parquet
 from fine_core.data import by_path
 from fine_core.data.by_path import notes_of, resolve
 from fine_core.data.readers.base import Wanted
-from fine_core.data.readers.folder import decode
+from fine_core.data.readers.folder import as_rgb, decode
 from fine_core.data.registry import dataset_info, load_dataset
 from fine_core.data.source import DataError
 from sweeps.size_grid import main
@@ -42,7 +42,8 @@ def test_hidden_and_system_folders_are_no_classes(tmp_path):
         picture(1).save(tmp_path / hidden / "copy.png")
     picture(1).save(tmp_path / "class-0" / "._x.png")
     found, notes, info = opened(f"imagefolder:{tmp_path}")
-    assert len(found) == len(expected) == 6 and info.num_classes == 2 and notes == ()
+    assert len(found) == len(expected) == 6 and info.num_classes == 2
+    assert notes == ("classes are its subfolders: 0 = class-0, 1 = class-1",)
 
 
 def test_what_is_left_out_is_named(tmp_path, tmp_path_factory):
@@ -55,6 +56,7 @@ def test_what_is_left_out_is_named(tmp_path, tmp_path_factory):
     found, notes, info = opened(f"imagefolder:{tmp_path}")
     assert len(found) == 6 and info.num_classes == 2
     assert notes == (
+        "classes are its subfolders: 0 = class-0, 1 = class-1",
         "no class, as they hold no image: empty",
         "left out, as they lie beside the class folders: loose.png",
         "left out, as Pillow reads no such files: raw.cr2",
@@ -281,6 +283,98 @@ def test_how_many_images_are_transparent_or_turned_is_said(tmp_path):
     picture(6).save(tmp_path / "class-0" / "b.png", exif=exif)
     _, notes, _ = opened(f"imagefolder:{tmp_path}")
     assert notes == (
+        "classes are its subfolders: 0 = class-0",
         "1 of 5 images have transparent parts, which become white",
         "1 of 5 images are turned upright by their EXIF data",
     )
+
+
+@pytest.mark.parametrize("names", [("cifar10-train", "cifar10-test"), ("data_train.0", "data_test.0")])
+def test_splits_are_known_anywhere_in_a_name(names, tmp_path):
+    for name in names:
+        table(tmp_path / f"{name}.parquet", [0, 1])
+    with pytest.raises(DataError, match="holds the splits"):
+        labels_of(tmp_path)
+
+
+def test_splits_as_hive_folders_ask_for_one(tmp_path):
+    for name in ("split=train/label=0", "split=test/label=1"):
+        (tmp_path / name).mkdir(parents=True)
+        table(tmp_path / name / "x.parquet", [0], label=None)
+    with pytest.raises(DataError, match="holds the splits split=test, split=train; name the folder of one"):
+        labels_of(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("train2017", "val2017"), ("cat/train", "cat/test", "dog/train")])
+def test_splits_with_a_year_or_within_a_class_are_no_classes(names, tmp_path):
+    for name in names:
+        image_folder(tmp_path / name, classes=1, per_class=1)
+    with pytest.raises(DataError, match="holds the splits"):
+        opened(f"imagefolder:{tmp_path}")
+
+
+@pytest.mark.parametrize(("labels", "kind"), [(range(256), pa.uint8()), (range(128), pa.int8()), ([0, 255], pa.uint8())])
+def test_labels_of_one_byte_do_not_overflow(labels, kind, tmp_path):
+    found, notes, classes = labels_of(table(tmp_path / "x.parquet", pa.array(labels, kind)))
+    assert found == list(labels) and classes == max(labels) + 1
+    assert any("have no image" in note for note in notes) == (len(labels) == 2)
+
+
+def test_images_of_wide_numbers_become_bytes_and_floats_are_refused(tmp_path):
+    wide = Image.fromarray(np.full((8, 8), 0x4000, dtype=np.int32))
+    assert wide.mode == "I" and as_rgb(wide).getpixel((0, 0)) == (0x40,) * 3
+    for number in range(3):
+        Image.fromarray(np.full((8, 8), 0.5, dtype=np.float32)).save(tmp_path / f"{number}.tiff")
+    with pytest.raises(DataError, match="3 of 3 images hold floats, which have no fixed range"):
+        opened(f"imagefolder:{tmp_path}")
+
+
+METADATA = {
+    "another name": ("file_name,species\n0.png,cat\n", "is not used: none of its columns (species) is called label"),
+    "twice": ("file_name,label\n0.png,cat\n0.png,dog\n", "names 0.png more than once"),
+    "no image": ("file_name,label\nmetadata.csv,cat\n", "which are not there, or no images"),
+    "missing": ("file_name,label\n0.png,cat\n1.png,NaN\n", "1 rows have no label, such as 1.png"),
+    "spelled": ("file_name, Label\n0.png,cat\n1.png,dog\n", "classes in alphabetical order: 0 = cat, 1 = dog"),
+    "of pandas": ("file_name,label\n0.png,10.0\n1.png,2.0\n", "11 classes, of which 9 have no image"),
+    "long": (f"file_name,label\n0.png,{10**19}\n1.png,2\n", f"classes in alphabetical order: 0 = {10**19}, 1 = 2"),
+}
+
+
+@pytest.mark.parametrize("name", METADATA)
+def test_metadata_as_people_write_them(name, tmp_path):
+    content, message = METADATA[name]
+    for number in range(2):
+        picture(number).save(tmp_path / f"{number}.png")
+    (tmp_path / "metadata.csv").write_text(content)
+    try:
+        said = " ".join(opened(f"imagefolder:{tmp_path}")[1])
+    except DataError as error:
+        said = str(error)
+    assert message in said, said
+
+
+def test_tables_that_contradict_themselves_are_refused(tmp_path):
+    doubled = pa.Table.from_arrays([pa.array([encoded(0)]), pa.array([0]), pa.array([1])], names=["image", "label", "label"])
+    parquet.write_table(doubled, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="has several columns called label; name them apart"):
+        labels_of(tmp_path / "x.parquet")
+    for number, names in enumerate((["cat", "dog"], ["dog", "cat"])):
+        features = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
+        rows = pa.table({"image": [encoded(0)], "label": [0]}).replace_schema_metadata({"huggingface": json.dumps(features)})
+        (tmp_path / "two").mkdir(exist_ok=True)
+        parquet.write_table(rows, tmp_path / "two" / f"{number}.parquet")
+    with pytest.raises(DataError, match="its files have different names for the class numbers"):
+        labels_of(tmp_path / "two")
+    (tmp_path / "hive" / "label=__HIVE_DEFAULT_PARTITION__").mkdir(parents=True)
+    table(tmp_path / "hive" / "label=__HIVE_DEFAULT_PARTITION__" / "x.parquet", [0], label=None)
+    with pytest.raises(DataError, match="a folder of rows without a label"):
+        labels_of(tmp_path / "hive")
+    nothing = [{"bytes": None, "path": None}] * 3
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    parquet.write_table(pa.table({"image": pa.array(nothing, kind)}), tmp_path / "y.parquet")
+    with pytest.raises(DataError, match="does not hold them; embed them"):
+        labels_of(tmp_path / "y.parquet")
+
+
+def test_a_bracket_in_a_name_is_no_pattern_where_the_file_is_there(tmp_path):
+    assert labels_of(table(tmp_path / "y[1].parquet", [0, 1]))[0] == [0, 1]

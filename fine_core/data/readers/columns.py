@@ -31,6 +31,9 @@ class Columns:
         for name in (wanted.image_column, wanted.label_column):
             if name is not None and name not in schema.names:
                 raise DataError(f"{file} has no column {name!r}; it has {', '.join(schema.names)}")
+        twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        if twice:
+            raise DataError(f"{file} has several columns called {', '.join(twice)}; name them apart")
         usual = (*IMAGE_NAMES, LATENT)
         values = [wanted.image_column] if wanted.image_column else [name for name in usual if name in schema.names]
         labels = [wanted.label_column] if wanted.label_column else [name for name in LABEL_NAMES if name in schema.names]
@@ -72,8 +75,9 @@ def check_has_bytes(opened: parquet.ParquetFile, columns: Columns, file: str) ->
         first = next(opened.iter_batches(batch_size=1, columns=[columns.values]))[columns.values][0].as_py()
     except (pa.ArrowException, OSError, StopIteration):
         return  # a damaged page is named when it is read
-    if isinstance(first, dict) and first.get("bytes") is None and first.get("path"):
-        raise DataError(f"{file} names its images ({first['path']}) and does not hold them; {EMBED}")
+    if isinstance(first, dict) and first.get("bytes") is None:
+        named = f"names its images ({first['path']}) and does" if first.get("path") else "does"
+        raise DataError(f"{file} {named} not hold them; {EMBED}")
     missing = _missing(opened.metadata, columns.values)
     if missing > max(1, MAX_CORRUPT_SHARE * rows):
         raise DataError(f"{file}: {missing} of {rows} images are missing or only named; {EMBED}")

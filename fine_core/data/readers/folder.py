@@ -13,12 +13,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fine_core.data.readers.base import CorruptImages, Wanted, fingerprint_of
+from fine_core.data.readers.base import MAX_CORRUPT_SHARE, CorruptImages, Wanted, fingerprint_of
 from fine_core.data.readers.image_files import find_images
 from fine_core.data.source import DataError
 
 DECODE_THREADS = 4
 EXAMINED = 1000  # images whose header is read to say how many are transparent or turned
+FLOATS = "F"  # Pillow's mode
 ORIENTATION = 0x0112  # in EXIF data; 1 is upright
 
 
@@ -34,8 +35,10 @@ def centre_crop(image: Image.Image, image_size: int) -> Image.Image:
 
 def as_rgb(image: Image.Image) -> Image.Image:
     """An image in RGB; transparent parts become white, and 16 bits become 8."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # Pillow would clip
+    if image.mode == FLOATS:
+        raise ValueError("numbers without a fixed range are no image")
+    if image.mode.startswith("I;16") or (image.mode == "I" and np.asarray(image).max() > 255):
+        image = Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8))  # Pillow would clip at 255
     if not image.has_transparency_data:
         return image.convert("RGB")
     image = image.convert("RGBA")
@@ -55,14 +58,17 @@ def decode(content: bytes, image_size: int) -> Tensor | None:
 def _changed(files: list[str]) -> tuple[str, ...]:
     """How many images have transparency or are not stored upright, among some that are spread over the set."""
     some = files[:: -(-len(files) // EXAMINED)]
-    transparent = turned = 0
+    transparent = turned = floats = 0
     for file in some:
         try:
             with Image.open(file) as image:
+                floats += image.mode == FLOATS
                 transparent += image.has_transparency_data
                 turned += image.getexif().get(ORIENTATION, 1) != 1
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue  # a damaged image is named when it is read
+    if floats > max(1, MAX_CORRUPT_SHARE * len(some)):
+        raise DataError(f"{floats} of {len(some)} images hold floats, which have no fixed range; convert them to 8 or 16 bits")
     of = f"of {len(some):,}{' examined' if len(some) < len(files) else ''} images"
     counts = {"have transparent parts, which become white": transparent, "are turned upright by their EXIF data": turned}
     return tuple(f"{count:,} {of} {what}" for what, count in counts.items() if count)

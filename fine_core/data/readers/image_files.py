@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
 from fine_core.data.readers.base import Wanted
-from fine_core.data.readers.labels import from_text, number_labels
+from fine_core.data.readers.labels import SHOWN, from_text, number_labels
 from fine_core.data.readers.metadata import Metadata, metadata_of
 from fine_core.data.source import DataError
 from fine_core.text import listed
@@ -54,6 +54,7 @@ def find_images(root: Path, wanted: Wanted) -> ImageFiles:
     column = None if table is None else table.label_column(wanted.label_column)
     if wanted.label_column and column is None:
         raise DataError(f"{root} has no metadata.csv or metadata.jsonl with file_name and {wanted.label_column!r}")
+    unlabelled = () if table is None or column is not None else (table.without_labels,)
     if table is not None and column is not None:
         found = _by_table(root, table, column, [*(loose), *(file for folder in folders for file in _below(folder))])
     elif not folders:
@@ -61,6 +62,7 @@ def find_images(root: Path, wanted: Wanted) -> ImageFiles:
         found = ImageFiles(files=list(map(str, images)), labels=[0] * len(images), notes=_notes(others=others))
     else:
         found = _by_class(folders, loose)
+    found = replace(found, notes=(*found.notes, *unlabelled))
     if not found.files:
         raise DataError(f"{root} holds no image that Pillow reads, nor do its subfolders; name another folder")
     return found
@@ -68,21 +70,29 @@ def find_images(root: Path, wanted: Wanted) -> ImageFiles:
 
 def _check_no_splits(root: Path, folders: list[Path]) -> None:
     """Raises DataError for `train`, `test` and the like, also beside other folders: they are no classes."""
-    splits = [folder for folder in folders if folder.name.lower() in SPLITS]
-    if splits and (len(splits) == len(folders) or len(splits) > 1 or splits[0].name.lower() in TRAIN):
-        splits.sort(key=lambda folder: (folder.name.lower() not in TRAIN, folder.name))
+    splits = [folder for folder in folders if _split_of(folder) in SPLITS]
+    if splits and (len(splits) == len(folders) or len(splits) > 1 or _split_of(splits[0]) in TRAIN):
+        splits.sort(key=lambda folder: (_split_of(folder) not in TRAIN, folder.name))
         beside = "" if len(splits) == len(folders) else ", beside other folders"
         names = ", ".join(folder.name for folder in splits)
         raise DataError(f"{root} holds the splits {names}{beside}; name one, such as imagefolder:{splits[0]}")
+
+
+def _split_of(folder: Path) -> str:
+    """The name of a folder without a year, as in `train2017`."""
+    return folder.name.lower().rstrip("0123456789").rstrip("-_")
 
 
 def _by_table(root: Path, table: Metadata, column: str, present: list[Path]) -> ImageFiles:
     """The images that a table names, in the order of their names, with the labels of its column."""
     rows = sorted(zip(table.file_names(root), table.labels(column), strict=True))
     files, labels = [file for file, _ in rows], from_text([label for _, label in rows])
-    missing = [file for file in files if not file.is_file()]
+    twice = sorted({file.name for file in files if files.count(file) > 1}) if len(set(files)) < len(files) else []
+    if twice:
+        raise DataError(f"{table.path} names {listed(twice)} more than once")
+    missing = [file for file in files if file.suffix.lower() not in extensions() or not file.is_file()]
     if missing:
-        raise DataError(f"{table.path} names {listed([m.name for m in missing])}, which are not there")
+        raise DataError(f"{table.path} names {listed([m.name for m in missing])}, which are not there, or no images")
     unnamed = sorted(set(_apart(present)[0]) - set(files))
     numbers, notes = number_labels([labels], str(table.path), column=column)
     notes = (f"labels are those of {table.path.name}", *notes)
@@ -92,18 +102,23 @@ def _by_table(root: Path, table: Metadata, column: str, present: list[Path]) -> 
 
 
 def _by_class(folders: list[Path], loose: list[Path]) -> ImageFiles:
-    files, labels, empty, others = [], [], [], []
+    files, labels, names, empty, others = [], [], [], [], []
     for folder in folders:
+        inner = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and _split_of(entry) in SPLITS)
+        if len(inner) > 1:
+            raise DataError(f"{folder} holds the splits {', '.join(inner)}; name a set whose classes lie below the splits")
         images, rest = _apart(_below(folder))
         others += rest
         if images:
             label = labels[-1] + 1 if labels else 0  # a subfolder without images is not a class
             files += map(str, images)
             labels += [label] * len(images)
+            names.append(f"{label} = {folder.name}")
         else:
             empty.append(folder)
     beside, _ = _apart(loose)
-    return ImageFiles(files=files, labels=labels, notes=_notes(others=others, empty=empty, beside=beside))
+    notes = (f"classes are its subfolders: {listed(names, first=SHOWN)}", *_notes(others=others, empty=empty, beside=beside))
+    return ImageFiles(files=files, labels=labels, notes=notes)
 
 
 def _below(folder: Path) -> list[Path]:

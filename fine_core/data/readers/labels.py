@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from fine_core.text import listed
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "cls", "category")
 MAX_UNUSED = 1000  # class numbers without an image: beyond, labels count as names and are numbered anew
+_WHOLE = re.compile(r"[+-]?\d{1,15}(\.0*)?")  # pandas writes whole numbers as 3.0
 SHOWN = 12  # classes in a note
 
 
@@ -23,8 +25,8 @@ def whole_numbers(values: np.ndarray, where: str) -> np.ndarray:
 
 def from_text(values: Sequence[str]) -> np.ndarray:
     """Labels that were written as text: whole numbers if all of them are, else names."""
-    if all(value.strip().lstrip("+-").isdecimal() for value in values):
-        return np.array([int(value) for value in values], dtype=np.int64)
+    if all(_WHOLE.fullmatch(value.strip()) for value in values):
+        return np.array([int(float(value)) for value in values], dtype=np.int64)
     return np.array(values, dtype=object)
 
 
@@ -52,6 +54,7 @@ def number_labels(
     if "true and false" in kinds:
         notes.append("classes: 0 = false, 1 = true")
         return values.astype(np.int64), tuple(notes)
+    values, distinct = values.astype(np.int64), distinct.astype(np.int64)  # bytes would overflow below
     if distinct[0] < 0:
         raise DataError(
             f"{path}: label {distinct[0]} is negative, which datasets write for a missing one; leave those rows out"

@@ -13,6 +13,7 @@ from fine_core.data.source import DataError
 
 NAMES = ("metadata.csv", "metadata.jsonl")
 FILE_NAME = "file_name"
+MISSING = ("", "nan", "none", "null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +26,24 @@ class Metadata:
     def label_column(self, wanted: str | None) -> str | None:
         """The column of labels: the wanted one, or one with a usual name; None if there is none."""
         names = LABEL_NAMES if wanted is None else (wanted,)
-        return next((name for name in names if name in self.rows[0]), None)
+        spellings = {column.strip().lower(): column for row in self.rows for column in row}
+        return next((spellings[name.lower()] for name in names if name.lower() in spellings), None)
+
+    @property
+    def without_labels(self) -> str:
+        """What is said of a table that has no column of labels."""
+        columns = sorted({column for row in self.rows for column in row} - {FILE_NAME})
+        return f"{self.path.name} is not used: none of its columns ({', '.join(columns)}) is called label; see --label-column"
 
     def file_names(self, root: Path) -> list[Path]:
         return [root / row[FILE_NAME] for row in self.rows]
 
     def labels(self, column: str) -> list[str]:
         """Raises DataError for a row without a label."""
-        missing = [row[FILE_NAME] for row in self.rows if not row.get(column)]
+        missing = [row[FILE_NAME] for row in self.rows if (row.get(column) or "").strip().lower() in MISSING]
         if missing:
             raise DataError(f"{self.path}: {len(missing)} rows have no {column}, such as {missing[0]}; label or remove them")
-        return [row[column] for row in self.rows]
+        return [row[column].strip() for row in self.rows]
 
 
 def metadata_of(root: Path, loose: Sequence[Path]) -> Metadata | None:

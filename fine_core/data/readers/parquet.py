@@ -29,7 +29,8 @@ METADATA_KEY = b"fine-sweeps"
 HELD_GROUPS = 2 * LANES  # row groups in memory: enough for two readers with different orders
 MAX_GROUP_BYTES = 2**29
 _HIVE = re.compile(r"([A-Za-z_]\w*)=(.*)")
-_SPLIT = re.compile(r"(train|validation|valid|val|dev|test)[-_.0-9]")
+_SPLIT = re.compile(r"(?:^|[-_.])(train|validation|valid|val|dev|test)(?=[-_.0-9])")
+NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 
 
 class ParquetReader:
@@ -58,12 +59,16 @@ class ParquetReader:
                 labels.append(labels_in(opened, columns, file))
         columns = common_columns(found, self.files)
         if partition is not None and columns.label is None:
+            if any(value == NO_VALUE for _, value in partition):
+                raise DataError(f"{path} has a folder of rows without a label ({NO_VALUE}); remove it, or label them")
             by_file = from_text([value for _, value in partition])
             labels = [np.full(len(rows), label) for rows, label in zip(labels, by_file, strict=True)]
             columns = replace(columns, label=partition[0][0])
         if not sum(map(len, labels)):
             raise DataError(f"{path} has no rows; name another set")
         names = class_names(schemas[0], columns.label)
+        if any(class_names(schema, columns.label) != names for schema in schemas):
+            raise DataError(f"{path}: its files have different names for the class numbers; name one file, or write them alike")
         numbers, self.notes = number_labels(labels, path, column=columns.label, names=names)
         self.labels = torch.from_numpy(numbers)
         self.group_sizes = torch.tensor(sizes)
@@ -157,7 +162,8 @@ def _open_location(path: str) -> tuple[fs.FileSystem, str]:
 
 def _parquet_files(filesystem: fs.FileSystem, root: str, path: str) -> list[str]:
     folder, _, pattern = root.rpartition("/")
-    if not any(sign in pattern for sign in "*?["):
+    is_there = filesystem.get_file_info(root).type != fs.FileType.NotFound
+    if is_there or not any(sign in pattern for sign in "*?["):
         folder, pattern = root, "*.parquet"
     info = filesystem.get_file_info(folder)
     if info.type == fs.FileType.File:
@@ -191,8 +197,11 @@ def _partition(files: list[str], wanted: Wanted) -> list[tuple[str, str]] | None
 
 def _check_one_split(files: list[str], path: str) -> None:
     """Raises DataError for the shards of several splits, which Hugging Face's `datasets` tells apart by their names."""
-    splits = [_SPLIT.match(os.path.basename(file)) for file in files]
+    splits = [_SPLIT.search(os.path.basename(file)) for file in files]
     names = sorted({found[1] for found in splits if found}, key=lambda name: (name != "train", name))
+    folders = {part for file in files for part in file.split("/")[:-1] if part.startswith("split=")}
+    if len(folders) > 1:
+        raise DataError(f"{path} holds the splits {', '.join(sorted(folders))}; name the folder of one")
     if len(names) > 1:
         raise DataError(
             f"{path} holds the splits {', '.join(names)}; name one, such as parquet:{path.rstrip('/')}/{names[0]}-*"
@@ -212,9 +221,13 @@ def _header(schema: pa.Schema, file: str) -> dict[str, Any]:
     text = (schema.metadata or {}).get(METADATA_KEY)
     if text is None:
         raise DataError(f"{file} does not say how its latents were made; make them with sweeps/encode_latents.py")
-    header = json.loads(text)
+    try:
+        header = json.loads(text)
+        LatentInfo(**header["latents"])
+        length = int(np.prod(header["shape"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} has a damaged description of its latents ({error}); encode it again") from error
     kind = schema.field("latent").type
-    length = int(np.prod(header["shape"]))
     if not pa.types.is_fixed_size_list(kind) or kind.list_size != length or kind.value_type != pa.float16():
         raise DataError(f"{file}: its latents are {kind}, its header says {header['shape']} in float16; encode it again")
     return {"shape": header["shape"], "latents": header["latents"]}

@@ -82,7 +82,7 @@ def _load_python(path: Path) -> nn.Module:
         spec.loader.exec_module(module)
         build = getattr(module, "build", None)
         extractor = build() if callable(build) else None
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         reason = (str(error).splitlines() or [""])[0]
         raise CheckpointError(f"{path} could not build an extractor: {type(error).__name__}: {reason}") from error
     if not isinstance(extractor, nn.Module):
