@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ COSTS = {
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # distinguishable with colour blindness
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x", "star")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+
+LABEL_SHARE = 0.12  # of an axis, that a label takes
 
 Rows = Sequence[dict[str, Any]]
 
@@ -52,6 +55,20 @@ def by_method(rows: Rows) -> dict[str, list[dict[str, Any]]]:
     return methods
 
 
+def _label(ax: Any, members: Rows, cost: str, *, span: float) -> None:
+    """Sizes of the front's members, below or above them; one that has room on neither side is left out."""
+    below, above = (0, -13), (0, 8)
+    last = {below: -math.inf, above: -math.inf}
+    for row in members:
+        place = math.log10(row[cost])
+        for offset, before in last.items():
+            if place - before >= LABEL_SHARE * span:
+                name = f"L{row['depth']}-D{row['width']}"
+                ax.annotate(name, (row[cost], row["fid"]), textcoords="offset points", xytext=offset, fontsize=8, ha="center")
+                last[offset] = place
+                break
+
+
 def draw_front(rows: Rows, path: Path, *, title: str) -> Path:
     """PNG of FID against two costs: points with standard errors, one line per method, and the joint front.
 
@@ -74,9 +91,7 @@ def draw_front(rows: Rows, path: Path, *, title: str) -> Path:
             ax.errorbar([r[cost] for r in points], [r["fid"] for r in points], yerr=errors, label=method, **style)
             own = [r for r in points if r[f"method_front_{cost}"]]
             ax.plot([r[cost] for r in own], [r["fid"] for r in own], color=style["color"], lw=1.2)
-        for r in members:
-            name = f"L{r['depth']}-D{r['width']}"
-            ax.annotate(name, (r[cost], r["fid"]), textcoords="offset points", xytext=(0, -13), fontsize=8, ha="center")
+        _label(ax, members, cost, span=math.log10(max(r[cost] for r in rows) / min(r[cost] for r in rows)))
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
