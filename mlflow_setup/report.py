@@ -56,14 +56,15 @@ def by_method(rows: Rows) -> dict[str, list[dict[str, Any]]]:
 
 
 def _label(ax: Any, members: Rows, cost: str, *, span: float) -> None:
-    """Sizes of the front's members, below or above them; one that has room on neither side is left out."""
+    """Sizes of the front's members, below or above them. One that has room on neither side, or was just named, is left out."""
     below, above = (0, -13), (0, 8)
     last = {below: -math.inf, above: -math.inf}
+    named = ""
     for row in members:
-        place = math.log10(row[cost])
+        place, name = math.log10(row[cost]), f"L{row['depth']}-D{row['width']}"
         for offset, before in last.items():
-            if place - before >= LABEL_SHARE * span:
-                name = f"L{row['depth']}-D{row['width']}"
+            if name != named and place - before >= LABEL_SHARE * span:
+                named = name
                 ax.annotate(name, (row[cost], row["fid"]), textcoords="offset points", xytext=offset, fontsize=8, ha="center")
                 last[offset] = place
                 break

@@ -28,10 +28,11 @@ from trainables.training.context import RunContext
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerGroupSpec:
-    """One job's `num_workers` equal workers with one CPU and `gpus` GPUs (may be a fraction) each, and how they compute."""
+    """One job's `num_workers` equal workers with `cpus` CPUs and `gpus` GPUs (may be a fraction) each, and how they compute."""
 
     num_workers: int = 1
     gpus: float = 0.0
+    cpus: int = 1
     computing: Computing = Computing()
 
 
@@ -62,7 +63,7 @@ class TrainContext(RunContext):
 
 
 def _worker(config: dict[str, Any]) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(config["cpus"])
     context, task = TrainContext(config["computing"]), config["task"]
     store = Store(config["store_location"])
     if context.rank == 0:
@@ -118,11 +119,12 @@ def run_on_worker_group(
             "store_location": store.location,
             "checkpoint_every_steps": checkpoint_every_steps,
             "computing": group.computing,
+            "cpus": group.cpus,
         },
         scaling_config=train.ScalingConfig(
             num_workers=group.num_workers,
             use_gpu=group.gpus > 0,
-            resources_per_worker={"CPU": 1, **({"GPU": group.gpus} if group.gpus > 0 else {})},
+            resources_per_worker={"CPU": group.cpus, **({"GPU": group.gpus} if group.gpus > 0 else {})},
         ),
         run_config=train.RunConfig(
             name=task.job.run_id,

@@ -30,6 +30,7 @@ COMPUTE_OPTIONS = (
         metavar="auto|NUMBER",
         help="GPUs per worker, also a fraction; auto: one where there are GPUs, else none.  [default: the preset's]",
     ),
+    click.option("--cpus-per-worker", type=int, default=1, show_default=True, help="CPU cores, and threads, per worker."),
     click.option(
         "--precision",
         type=click.Choice(["auto", *PRECISIONS]),

@@ -313,6 +313,7 @@ def runner_from(options: dict[str, Any], batch_size: int) -> RunnerSpec:
         runner=options["runner"],
         workers_per_trial=options["workers_per_trial"],
         gpus_per_worker=resolved_gpus(options["gpus_per_worker"]),
+        cpus_per_worker=options["cpus_per_worker"],
         max_concurrent=options["max_concurrent"],
         source_workers=options["source_workers"],
         checkpoint_every_steps=options["checkpoint_every_steps"],

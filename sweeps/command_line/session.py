@@ -157,7 +157,7 @@ def _prepare(
 def _machine(options: dict[str, Any], asked: Request, store: Store) -> Machine:
     """What the time of the plan is estimated for: this machine's cores, or GPUs."""
     if not asked.runner.gpus_per_worker:
-        return Machine(slots=num_cpus())
+        return Machine(slots=max(1, num_cpus() // asked.runner.cpus_per_worker))
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     speed = gpu_speed(store, asked.plan.jobs, device_name=name, precision=asked.grid.precision)
     return Machine(slots=None, gpu=speed, gpu_hour_price=options["gpu_hour_price"])

@@ -23,6 +23,7 @@ class RunnerSpec:
     runner: str = "auto"
     workers_per_trial: int = 1
     gpus_per_worker: float = 0.0
+    cpus_per_worker: int = 1
     max_concurrent: int | None = None
     source_workers: int | None = None
     checkpoint_every_steps: int = 100
@@ -31,6 +32,7 @@ class RunnerSpec:
     def __post_init__(self) -> None:
         check(self.runner in RUNNERS, f"unknown runner {self.runner!r}; choose one of {', '.join(RUNNERS)}")
         check(self.workers_per_trial >= 1, f"workers_per_trial is {self.workers_per_trial}; it must be at least 1")
+        check(self.cpus_per_worker >= 1, f"cpus_per_worker is {self.cpus_per_worker}; it must be at least 1")
         check(self.gpus_per_worker >= 0, f"gpus_per_worker is {self.gpus_per_worker}; it must be 0 or more")
         check(self.max_concurrent is None or self.max_concurrent >= 1, "max_concurrent must be at least 1")
         check(self.source_workers is None or self.source_workers >= 1, "source_workers must be at least 1")
@@ -43,8 +45,8 @@ class RunnerSpec:
     def check_this_machine(self) -> None:
         """Raises ValueError if a sweep without a cluster asks for more workers or GPUs than this machine has."""
         most = max(self.workers_per_trial, self.source_workers or 1)
-        cpus, gpus = num_cpus(), torch.cuda.device_count()
-        check(most <= cpus, f"{most} workers need {most} CPUs, this machine has {cpus}; use fewer, or join a Ray cluster")
+        cpus, gpus, needed = num_cpus(), torch.cuda.device_count(), most * self.cpus_per_worker
+        check(needed <= cpus, f"{most} workers need {needed} CPUs, this machine has {cpus}; use fewer, or join a Ray cluster")
         check(
             most * self.gpus_per_worker <= gpus,
             f"{most} workers of {self.gpus_per_worker:g} GPUs do not fit on this machine's {gpus}; "
@@ -86,7 +88,7 @@ class RunnerSpec:
     @property
     def worker(self) -> dict[str, float]:
         """Resources of one worker. Jobs that run inline have them too, whatever they need: so their processes are reused."""
-        return {"CPU": 1, **({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})}
+        return {"CPU": self.cpus_per_worker, **({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})}
 
 
 def cluster_slots(runner: RunnerSpec) -> int:

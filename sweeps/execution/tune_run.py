@@ -111,6 +111,7 @@ class _TrialSetup:
     task: Task
     group_size: int
     gpus_per_worker: float
+    cpus_per_worker: int = 1
     store_location: str
     checkpoint_every_steps: int
     computing: Computing = Computing()
@@ -120,7 +121,7 @@ class _TrialSetup:
         # The driver of a worker group takes no CPU: its workers are outside Tune's accounting and would wait for it for ever.
         driver = {"node:__internal_head__": 0.001}
         gpus = {"GPU": self.gpus_per_worker} if self.gpus_per_worker else {}
-        return tune.PlacementGroupFactory([driver if self.group_size else {"CPU": 1, **gpus}])
+        return tune.PlacementGroupFactory([driver if self.group_size else {"CPU": self.cpus_per_worker, **gpus}])
 
 
 class _JobSearcher(Searcher):
@@ -143,6 +144,7 @@ class _JobSearcher(Searcher):
             task=task,
             group_size=num_workers if self.runner.uses_worker_group(task.job, num_workers) else 0,
             gpus_per_worker=self.runner.gpus_per_worker,
+            cpus_per_worker=self.runner.cpus_per_worker,
             store_location=self.store.location,
             checkpoint_every_steps=self.runner.checkpoint_every_steps,
             computing=self.runner.computing,
@@ -161,7 +163,7 @@ def _trial(config: dict[str, Any]) -> None:
     setup = config["setup"]
     task, store, every = setup.task, Store(setup.store_location), setup.checkpoint_every_steps
     if not setup.group_size:
-        torch.set_num_threads(1)
+        torch.set_num_threads(setup.cpus_per_worker)
         try:
             context = InlineContext(store, task.job, setup.computing, has_gpu=setup.gpus_per_worker > 0)
             run_task(task, store.location, context, checkpoint_every_steps=every)
@@ -179,7 +181,12 @@ def _trial(config: dict[str, Any]) -> None:
         run_on_worker_group(
             task,
             store,
-            WorkerGroupSpec(num_workers=setup.group_size, gpus=setup.gpus_per_worker, computing=setup.computing),
+            WorkerGroupSpec(
+                num_workers=setup.group_size,
+                gpus=setup.gpus_per_worker,
+                cpus=setup.cpus_per_worker,
+                computing=setup.computing,
+            ),
             checkpoint_every_steps=every,
             callbacks=[TuneReportCallback()],
             max_failures=MAX_RETRIES,

@@ -121,6 +121,7 @@ def test_dry_run_of_the_cluster_preset_has_the_published_size(tmp_path):
         (["--precision", "tf32"], "precision tf32 is of NVIDIA GPUs; choose fp32 or bf16 on a CPU"),
         (["--sampling-precision", "tf32"], "precision tf32 is of NVIDIA GPUs"),
         (["--micro-batch", "5"], "--micro-batch 5 does not divide the 64 samples of a worker"),
+        (["--cpus-per-worker", "0"], "cpus_per_worker is 0; it must be at least 1"),
         (["--micro-batch", "0"], "micro_batch is 0; it must be at least 1"),
         (["--gpus-per-worker", "0.5", "--workers-per-trial", "2"], "workers that share a GPU"),
         (["--grad-clip", "0"], "grad_clip is 0.0"),

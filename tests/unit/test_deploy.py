@@ -357,9 +357,9 @@ def launched(workers: dict[str, dict], demands: list[dict[str, float]]) -> dict[
 
 def test_the_head_holds_drivers_and_the_autoscaler_starts_workers_for_everything_else(node_types):
     head, workers = node_types
-    (driver,) = _TrialSetup.resources.fget(SimpleNamespace(group_size=1, gpus_per_worker=1)).bundles
-    (inline,) = _TrialSetup.resources.fget(SimpleNamespace(group_size=0, gpus_per_worker=0)).bundles
-    (on_gpu,) = _TrialSetup.resources.fget(SimpleNamespace(group_size=0, gpus_per_worker=0.5)).bundles
+    (driver,) = _TrialSetup.resources.fget(SimpleNamespace(group_size=1, gpus_per_worker=1, cpus_per_worker=1)).bundles
+    (inline,) = _TrialSetup.resources.fget(SimpleNamespace(group_size=0, gpus_per_worker=0, cpus_per_worker=1)).bundles
+    (on_gpu,) = _TrialSetup.resources.fget(SimpleNamespace(group_size=0, gpus_per_worker=0.5, cpus_per_worker=1)).bundles
     assert fits(driver, head) and not any(fits(driver, kind["resources"]) for kind in workers.values())
     assert not fits(inline, head)
     assert launched(workers, [inline]) == {"cpu-spot": 1}

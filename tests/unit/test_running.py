@@ -100,6 +100,7 @@ def test_one_worker_runs_inline_on_a_gpu_too_and_several_in_a_group():
     one, shared = RunnerSpec(gpus_per_worker=1), RunnerSpec(gpus_per_worker=0.5)
     two = RunnerSpec(gpus_per_worker=1, workers_per_trial=2)
     assert not one.uses_worker_group(job, 1) and not shared.uses_worker_group(job, 1) and two.uses_worker_group(job, 2)
+    assert RunnerSpec(cpus_per_worker=4).demand_of(job) == ({"CPU": 4}, 1)
     assert one.demand_of(job) == ({"CPU": 1, "GPU": 1}, 1) and shared.worker == {"CPU": 1, "GPU": 0.5}
 
 

@@ -381,7 +381,7 @@ def test_a_failed_child_keeps_its_reason(tracking):
 def test_reasons_with_brackets_are_shown_as_they_are():
     task = Task(job=tiny_base("scratch"))
     output = io.StringIO()
-    console = Console(file=output, width=200)
+    console = Console(file=output, width=200, markup=False)
     with ProgressView(console, Plan(tasks=(task,)), found=Found(finished=frozenset())) as view:
         view.begin(1, {})
         view.started(task)
