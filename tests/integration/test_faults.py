@@ -80,7 +80,7 @@ def test_no_room_at_any_write_is_survived_or_one_line(alone, tmp_path):
         "trainables.jobs.score:save_grid:1:disk",
         "trainables.storage.store:Store.publish:1:disk",
     ]
-    code, output = run_with_faults(store, in_workers, "--runner", "tune", "--methods", "scratch")
+    code, output = run_with_faults(store, in_workers, "--runner", "tune")
     assert code == 0 and "Traceback" not in output, output  # tried again
     of_the_sweep = {
         "trainables.storage.leases:Leases.claim:1:disk": 2,  # before anything starts
