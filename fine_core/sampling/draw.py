@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fine_core.denoiser import LABEL, Conditions, denoiser_of, without_label
+from fine_core.denoiser import LABEL, Conditions, denoiser_of, within_memory, without_label
 from fine_core.dit import DiT
 from fine_core.parameterizations import PARAMETERIZATIONS
 from fine_core.precision import denoiser_in, products_in
@@ -46,8 +46,8 @@ def _sample(model: DiT, conditions: Conditions, spec: SamplerSpec, generator: to
     shape = (len(labels), config.in_channels, config.input_size, config.input_size)
     x = torch.randn(shape, generator=generator, device=labels.device) * scheduler.init_noise_sigma
     unlabelled = without_label(conditions, config.num_classes)
-    denoise = denoiser_in(spec.precision, denoiser_of(model))
-    finish = denoiser_in(spec.precision, denoiser_of(model if tail is None else tail.model))
+    denoise = within_memory(denoiser_in(spec.precision, denoiser_of(model)))
+    finish = within_memory(denoiser_in(spec.precision, denoiser_of(model if tail is None else tail.model)))
     is_guided = spec.guidance_scale > 1 and not bool((labels == config.num_classes).all())
     both = {name: torch.cat([condition, unlabelled[name]]) for name, condition in conditions.items()} if is_guided else {}
     num_guided = min(config.in_channels, sampler.guided_channels or config.in_channels)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fine_core.data.registry import load_dataset
@@ -297,3 +299,48 @@ def test_products_are_as_before_afterwards():
     with products_in("bf16"):
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision) == before
+
+
+class HostReads(TorchDispatchMode):
+    """Operations whose result the host must wait for on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"):
+            self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("learn_sigma", [False, True])
+@pytest.mark.parametrize("plan", [PLAIN, PLANS["recomputed micro-batches"]])
+def test_a_step_never_waits_for_the_device(plan, learn_sigma):
+    found = randomized(replace(CONFIG, learn_sigma=learn_sigma), seed=1)
+    training = replace(TRAINING, grad_clip=1.0)
+    phase = Phase(name="x", steps=6, lr=1e-3)
+    trainer = PhaseTrainer(found, phase, training, LocalContext("unused"), skips_parameters=False, plan=plan)
+    source, loss = batches(), loss_of(trainer, None)
+    batch = source.batch(0)
+    trainer.step(loss, batch, batch.images, {}, 0)  # what is made once
+    batch = source.batch(1)
+    images = batch.images
+    with HostReads() as reads:
+        trainer.step(loss, batch, images, {}, 1)
+    assert reads.seen == []
+
+
+@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+def test_gradients_of_attention_at_the_head_size_of_xl_are_those_of_plain_products(backend):
+    """72 is no multiple of what kernels like best; here against softmax written out. On a GPU: benchmarks/gpu.py."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 16, 72, generator=generator).requires_grad_() for _ in range(3))
+    with sdpa_kernel(backend):
+        scaled_dot_product_attention(q, k, v).square().sum().backward()
+    found = [tensor.grad.clone() for tensor in (q, k, v)]
+    for tensor in (q, k, v):
+        tensor.grad = None
+    ((q @ k.transpose(2, 3) / 72**0.5).softmax(dim=-1) @ v).square().sum().backward()
+    for gradient, tensor in zip(found, (q, k, v), strict=True):
+        torch.testing.assert_close(gradient, tensor.grad, rtol=1e-4, atol=1e-5)

@@ -152,3 +152,23 @@ def test_a_precision_is_part_of_the_protocol_and_rounds_alone(model):
     assert (plain - rounded).norm() < 0.05 * plain.norm()
     evaluation = EvaluationSpec(num_samples=10, sampler=SamplerSpec(precision="bf16"))
     assert " | bf16 | " in str(Protocol.of(evaluation, extractor="x", reference="y"))
+
+
+def test_out_of_memory_takes_fewer_samples_at_once(model, monkeypatch):
+    labels, spec = torch.tensor([0, 1, 2, 0, 1]), SamplerSpec(sampling_steps=3, guidance_scale=2.0)
+    whole = sample_images(model, {LABEL: labels}, spec, generator=stream_generator(0, "test"))
+    sizes, forward = [], model.forward
+
+    def limited(x, t, y):
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(x))
+        return forward(x, t, y)
+
+    monkeypatch.setattr(model, "forward", limited)
+    images = sample_images(model, {LABEL: labels}, spec, generator=stream_generator(0, "test"))
+    torch.testing.assert_close(images, whole, atol=1e-4, rtol=1e-4)
+    assert sizes == [3, 3, 3, 1] * 3, "ten, five, then three at once"
+    monkeypatch.setattr(model, "forward", lambda x, t, y: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+    with pytest.raises(torch.OutOfMemoryError):
+        sample_images(model, {LABEL: labels}, spec, generator=stream_generator(0, "test"))

@@ -109,8 +109,7 @@ class PhaseTrainer:
     def _clear(self) -> None:
         """Before a step starts again: nothing of the attempt may stay."""
         self.optimizer.zero_grad(set_to_none=True)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        torch.cuda.empty_cache()
 
     @torch.no_grad()
     def finish(self) -> nn.Module:
