@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 FLOPS_PER_MAC = 2
 PASSES_PER_STEP = 3  # forward, and a backward pass that costs two; what is recomputed does not count
 
-# Peak of dense bf16 products (fp16 where there is no bf16), in FLOP/s, from NVIDIA's data sheets. The first name that is part
-# of the device's own counts.
+# Peak of dense bf16 products (fp16 where there is no bf16), in FLOP/s, from NVIDIA's data sheets. The first name that is a
+# word of the device's own counts.
 BF16_PEAKS = {
     "B200": 2250e12,
     "GH200": 989e12,
@@ -33,7 +35,7 @@ BF16_PEAKS = {
 
 def bf16_peak(device_name: str) -> float | None:
     """Peak FLOP/s of a device by its name; None if it is not known."""
-    return next((peak for name, peak in BF16_PEAKS.items() if name in device_name), None)
+    return next((peak for name, peak in BF16_PEAKS.items() if re.search(rf"\b{name}\b", device_name)), None)
 
 
 def training_speed(*, macs: int, images: int, seconds: float, num_workers: int, device_name: str) -> dict[str, float]:

@@ -17,7 +17,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from trainables.failures import failure_of
+from trainables.failures import FailureKind, failure_of
 from trainables.jobs.run import run_task
 from trainables.specs.base import JobSpec
 from trainables.specs.tasks import Task
@@ -72,7 +72,8 @@ def _worker(config: dict[str, Any]) -> None:
         run_task(task, store.location, context, checkpoint_every_steps=config["checkpoint_every_steps"])
     except Exception as error:
         failure = failure_of(error, task.id, store)
-        if failure.kind.is_retried:
+        alone = failure.kind is FailureKind.OUT_OF_MEMORY and context.num_workers > 1  # the others wait for this one's report
+        if failure.kind.is_retried or alone:
             raise
         # On all ranks alike where it is the model's or the input's fault; else the others end with this group.
         context.report({"failure": failure.to_json()}, None)

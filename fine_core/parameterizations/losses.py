@@ -23,18 +23,19 @@ def training_losses(
 ) -> Tensor:
     """Loss of each sample (N,) for images and noise (N, C, H, H) at times (N,), with the weights (N,) of their noise levels.
 
-    For samples where `distilled` (N,) is true the loss is the mean squared distance to the frozen teacher's output on the
-    same x_t instead (the KD arm of arXiv 2406.00773).
+    For samples where `distilled` (N,), a mask on the CPU, is true the loss is the mean squared distance to the frozen teacher's
+    output on the same x_t instead (the KD arm of arXiv 2406.00773).
     """
     x_t = parameterization.corrupt(x0, t, noise)
     seen, time = parameterization.network_input(x_t, t), parameterization.network_time(t)
     output = denoiser(seen, time, conditions)
     losses = parameterization.losses(output, x0=x0, x_t=x_t, t=t, noise=noise, weights=weights)
-    if distilled is None:
+    if distilled is None or not distilled.any():
         return losses
+    places = distilled.nonzero().squeeze(1).to(x0.device, non_blocking=True)
     with torch.no_grad():
-        teacher_output = teacher(seen[distilled], time[distilled], rows_of(conditions, distilled))
-    distance = (output[distilled] - teacher_output).square().mean(dim=(1, 2, 3))
+        teacher_output = teacher(seen[places], time[places], rows_of(conditions, places))
+    distance = (output[places] - teacher_output).square().mean(dim=(1, 2, 3))
     if isinstance(weights, Tensor):
-        distance = weights[distilled] * distance
-    return losses.masked_scatter(distilled, distance)
+        distance = weights[places] * distance
+    return losses.index_copy(0, places, distance)

@@ -68,12 +68,12 @@ def resolved_gpus(choice: str | float) -> float:
     """GPUs per worker: one where this machine, or the cluster to join, has any."""
     if choice != "auto":
         return float(choice)
-    found = torch.cuda.device_count() or (cluster_gpus() if is_joined() else 0)
+    found = cluster_gpus() if is_joined() else torch.cuda.device_count()
     return 1.0 if found >= 1 else 0.0
 
 
 def resolved_precision(choice: str, gpus_per_worker: float) -> str:
-    """The precision that `auto` means where the jobs will run. A cluster's GPUs, if none is here, are taken to have bf16.
+    """The precision that `auto` means where the jobs will run. The GPUs of a cluster are taken to have bf16.
 
     Raises ValueError for one that this machine lacks, if they run on it.
     """
@@ -83,7 +83,7 @@ def resolved_precision(choice: str, gpus_per_worker: float) -> str:
         return choice
     if not gpus_per_worker:
         return "fp32"
-    here = torch.cuda.is_available()
+    here = torch.cuda.is_available() and not is_joined()
     return "bf16" if not here or torch.cuda.get_device_capability() >= BF16_CAPABILITY else "fp32"
 
 

@@ -132,7 +132,8 @@ def _prepare(
         tracking = open_tracking(tracking_uri, name, databases)
     _claim(plan, leases, console)
     found = find_jobs(plan, store)
-    check_disk(store, disk_need(plan, found.finished, machine.slots or 1), options["disk_budget"])
+    at_once = max(1, (machine.slots or 1) // runner.cpus_per_worker)
+    check_disk(store, disk_need(plan, found.finished, at_once), options["disk_budget"])
     with FileLock(databases / ".databases.lock"):
         read_inputs(options).publish(store)
         sweep = asked.sweep(
@@ -149,6 +150,9 @@ def _prepare(
             )
         )
     asked.show(console, found, machine)
+    if runner.gpus_per_worker:
+        sampling = asked.grid.sampler.precision
+        console.print(f"{runner.gpus_per_worker:g} GPU a worker, {asked.grid.precision} in training, {sampling} in sampling")
     if (why := why_elsewhere(store, databases)) is not None:
         console.print(why, soft_wrap=True)
     return sweep
@@ -157,8 +161,8 @@ def _prepare(
 def _machine(options: dict[str, Any], asked: Request, store: Store) -> Machine:
     """What the time of the plan is estimated for: this machine's cores, or GPUs."""
     if not asked.runner.gpus_per_worker:
-        return Machine(slots=max(1, num_cpus() // asked.runner.cpus_per_worker))
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+        return Machine(slots=num_cpus())
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() and not is_joined() else None
     speed = gpu_speed(store, asked.plan.jobs, device_name=name, precision=asked.grid.precision)
     return Machine(slots=None, gpu=speed, gpu_hour_price=options["gpu_hour_price"])
 

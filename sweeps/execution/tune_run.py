@@ -84,10 +84,11 @@ def trials_at_once(runner: RunnerSpec, source: TaskSource) -> int:
 class InlineContext(RunContext):
     """One worker inside the Tune trial's own process."""
 
-    def __init__(self, store: Store, job: JobSpec, computing: Computing, *, has_gpu: bool = False) -> None:
+    def __init__(self, store: Store, job: JobSpec, computing: Computing, *, gpus: float = 0.0) -> None:
         self.store, self.job, self.computing = store, job, computing
-        if has_gpu:
-            self.device = first_gpu()
+        if gpus:
+            self.gpu_share = min(1.0, gpus)
+            self.device = first_gpu(self.gpu_share)
 
     @contextmanager
     def restore(self):
@@ -165,7 +166,7 @@ def _trial(config: dict[str, Any]) -> None:
     if not setup.group_size:
         torch.set_num_threads(setup.cpus_per_worker)
         try:
-            context = InlineContext(store, task.job, setup.computing, has_gpu=setup.gpus_per_worker > 0)
+            context = InlineContext(store, task.job, setup.computing, gpus=setup.gpus_per_worker)
             run_task(task, store.location, context, checkpoint_every_steps=every)
         except Exception as error:
             failure = failure_of(error, task.id, store)

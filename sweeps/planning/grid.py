@@ -18,6 +18,7 @@ from sweeps.planning.points import DecompositionScores, PlannedPoint
 from sweeps.planning.settings import TransferSettings
 from sweeps.planning.transfer_grid import TransferGridSpec, scorer
 from trainables.initializations import Setting, initialization
+from trainables.methods import transfer_method
 from trainables.specs.base import FileSpec, SourceSpec, TrainingSpec, VaeSpec, check
 from trainables.specs.models import BaseModelSpec, FineSpec, InitializationSpec, LearngeneSpec, model_config
 from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
@@ -108,6 +109,11 @@ class GridSpec:
                 sampler is None or sampler.guidance_scale <= 1,
                 f"the source has no null label, which guidance needs; set {option} 1",
             )
+        methods = () if self.transfer is None else self.transfer.methods
+        taught = [name for name in methods if getattr(transfer_method(name), "distils", False)]
+        options = [self.options.one(kind) for kind in options_of_initializations()]
+        taught += [one.group for one in options if getattr(one, "teacher_weight", 0) > 0]
+        check(not taught, f"the source has no null label, under which {', '.join(taught)} would follow it; leave it out")
         check(
             self.transfer is None or self.forgetting is None,
             "the source has no null label, under which forgetting is measured; set --forgetting none",

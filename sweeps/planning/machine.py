@@ -26,7 +26,7 @@ class GpuSpeed:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """`slots`: CPU workers beside each other, None where jobs run on GPUs. `gpu_hour_price`: in any currency."""
+    """`slots`: CPU cores that work beside each other, None where jobs run on GPUs. `gpu_hour_price`: in any currency."""
 
     slots: int | None
     gpu: GpuSpeed | None = None

@@ -252,6 +252,9 @@ def test_guidance_and_forgetting_need_a_null_label(tmp_path):
     for options, message in wanted.items():
         answer = CliRunner().invoke(size_grid, [*common, *options])
         assert answer.exit_code == 2 and message in answer.output, answer.output
+    for more in (["--transfer", "diff-tuning-kd"], ["--fine-teacher-weight", "1"]):
+        answer = CliRunner().invoke(size_grid, [*common, *WITHOUT, *more])
+        assert answer.exit_code == 2 and "would follow it; leave it out" in answer.output, answer.output
     answer = CliRunner().invoke(size_grid, [*common, *WITHOUT])
     assert answer.exit_code == 0, answer.output
 

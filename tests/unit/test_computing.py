@@ -18,7 +18,7 @@ from fine_core.precision import autocast, check_precision, products_in
 from tests.unit.test_dit import randomized
 from trainables.specs.base import TrainingSpec
 from trainables.training.batches import DenoisingBatches, DistillingBatches
-from trainables.training.computing import Computing, StepPlan, dense_models, prepare, restore, step_plan
+from trainables.training.computing import Computing, StepPlan, agreed_plan, dense_models, prepare, restore, step_plan
 from trainables.training.context import LocalContext
 from trainables.training.loop import loss_of, train
 from trainables.training.memory import activations, predicted_peak_bytes
@@ -257,7 +257,8 @@ def test_a_cpu_takes_the_whole_batch_and_compiles_nothing_unless_told():
     [
         (200e9, StepPlan(micro_batch=64, recomputes=False, compiles=True)),
         (30e9, StepPlan(micro_batch=32, recomputes=False, compiles=True)),
-        (20e9, StepPlan(micro_batch=16, recomputes=False, compiles=True)),
+        (24e9, StepPlan(micro_batch=16, recomputes=False, compiles=True)),
+        (20e9, StepPlan(micro_batch=64, recomputes=True, compiles=True)),
         (14e9, StepPlan(micro_batch=64, recomputes=True, compiles=True)),
         (1e9, StepPlan(micro_batch=16, recomputes=True, compiles=True)),
     ],
@@ -344,3 +345,25 @@ def test_gradients_of_attention_at_the_head_size_of_xl_are_those_of_plain_produc
     ((q @ k.transpose(2, 3) / 72**0.5).softmax(dim=-1) @ v).square().sum().backward()
     for gradient, tensor in zip(found, (q, k, v), strict=True):
         torch.testing.assert_close(gradient, tensor.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_workers_take_what_the_smallest_of_them_can_do():
+    plans = [StepPlan(micro_batch=8, recomputes=False, compiles=True), StepPlan(micro_batch=4, recomputes=True, compiles=True)]
+    assert agreed_plan(plans) == StepPlan(micro_batch=4, recomputes=True, compiles=True)
+
+
+def test_a_resumed_training_sums_as_it_did_before(tmp_path):
+    """Whatever memory is free when it starts again."""
+    trainer = PhaseTrainer(
+        model("dense"), Phase(name="x", steps=6, lr=1e-3), TRAINING, LocalContext("unused"), skips_parameters=False, plan=PLAIN
+    )
+    trainer.load_state(trainer.state() | {"computing": {"micro_batch": 3, "recomputes": True}})
+    assert trainer.micro_batch == 3 and trainer.model.recomputes
+    before = {name: value for name, value in trainer.state().items() if name != "computing"}
+    trainer.load_state(before)  # of a version that kept nothing of it
+
+
+def test_kept_gradients_count_where_micro_batches_follow():
+    base = DIT_SIZES["DiT-B/2"]
+    one = predicted_peak_bytes(base, images=64)
+    assert predicted_peak_bytes(base, images=64, accumulates=True) - one == 4 * count_parameters(base)

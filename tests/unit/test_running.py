@@ -114,6 +114,8 @@ def test_gpus_are_found_without_an_option(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert resolved_precision("auto", 1.0) == "bf16", "the GPU of the machine that submits says nothing of the cluster's"
+    monkeypatch.setattr(compute_options, "is_joined", lambda: False)
     assert resolved_gpus("auto") == 1 and resolved_precision("auto", 1.0) == "fp32", "a T4 has no bf16"
 
 

@@ -378,3 +378,18 @@ def test_tables_that_contradict_themselves_are_refused(tmp_path):
 
 def test_a_bracket_in_a_name_is_no_pattern_where_the_file_is_there(tmp_path):
     assert labels_of(table(tmp_path / "y[1].parquet", [0, 1]))[0] == [0, 1]
+
+
+def test_other_labels_in_a_table_make_another_set(tmp_path):
+    for number in range(2):
+        picture(number).save(tmp_path / f"{number}.png")
+    names = []
+    for label in ("cat", "dog"):  # as long
+        (tmp_path / "metadata.csv").write_text(f"file_name,label\n0.png,{label}\n1.png,dog\n")
+        by_path._open.cache_clear()
+        names.append(resolve(f"imagefolder:{tmp_path}", wanted=Wanted(image_size=8), flips=False))
+    assert names[0] != names[1]
+    (tmp_path / "metadata.csv").write_text("file_name,label\n0.png,cat,more\n")
+    by_path._open.cache_clear()
+    with pytest.raises(DataError, match="a row has more values than there are columns"):
+        resolve(f"imagefolder:{tmp_path}", wanted=Wanted(image_size=8), flips=False)

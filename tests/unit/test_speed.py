@@ -22,6 +22,7 @@ def test_devices_are_known_by_their_names():
     }
     assert {name: bf16_peak(name) for name in peaks} == peaks
     assert bf16_peak("NVIDIA A40") == 150e12 and bf16_peak("NVIDIA A10G") == 70e12 and bf16_peak("AMD MI300X") is None
+    assert bf16_peak("NVIDIA RTX A4000") is bf16_peak("NVIDIA RTX A1000") is bf16_peak("NVIDIA T400") is None
 
 
 def test_speed_is_that_of_the_figures_of_a_published_run():

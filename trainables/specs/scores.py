@@ -35,6 +35,10 @@ class ScoreSpec(JobSpec):
     def __post_init__(self) -> None:
         steps = self.evaluation.sampler.sampling_steps
         check(0 <= self.replaced_steps <= steps, f"replaced_steps is {self.replaced_steps}; it must be 0 to {steps}")
+        check(
+            self.replaced_steps == 0 or self.model.has_null_label,
+            "steps of the base are taken under the null label, which this model does not have; leave the curve out",
+        )
         check_sampler_fits(self.evaluation.sampler.sampler, self.model.parameterization)
         self.extractor.check_metrics(self.evaluation.metrics)
 

@@ -78,7 +78,7 @@ class Batch:
             noise=self.noise[part],
             weights=self.weights[part] * num_workers,
             level_weights=self.level_weights[part],
-            distilled=None if self.distilled is None else self.distilled[part],
+            distilled=None if self.distilled is None else self.distilled[mine],
         )
 
     def micro_batches(self, size: int) -> Iterator[tuple[slice, Batch]]:
@@ -103,7 +103,7 @@ class Batch:
         """Indices (N,) that interleave the kinds of samples: each contiguous n-th part holds an n-th of every kind."""
         kinds = torch.cat([torch.full((len(rows),), 2 * index) for index, rows in enumerate(self.image_rows)])
         if self.distilled is not None:
-            kinds += self.distilled.cpu()
+            kinds += self.distilled
         depths = torch.empty(len(kinds), dtype=torch.float64)
         for kind in kinds.unique():
             members = kinds == kind
@@ -191,10 +191,9 @@ class DistillingBatches:
     def batch(self, step: int) -> Batch:
         batch = self.denoising.batch(step)
         size = len(batch.ranks)
-        distilled = torch.arange(size, device=batch.ranks.device) < size // 2
-        number = distilled.sum()
-        weights = torch.where(distilled, self.teacher_weight / number.clamp_min(1), 1.0 / (size - number))
-        return replace(batch, distilled=distilled, weights=weights.float())
+        distilled, number = torch.arange(size) < size // 2, size // 2
+        weights = torch.where(distilled, self.teacher_weight / max(1, number), 1.0 / (size - number))
+        return replace(batch, distilled=distilled, weights=weights.float().to(batch.ranks.device))
 
 
 @dataclass(kw_only=True)
@@ -228,7 +227,7 @@ class RehearsingBatches:
         rows = image_rows(self.rehearsed, self.order.rows(step), self.target.seed, "source-augment", step, device)
         noise = torch.randn((size, *self.rehearsed.shape), generator=generator, device=device)
         labels = target.conditions[LABEL]
-        distilled = torch.arange(len(labels) + size, device=device) >= len(labels)
+        distilled = torch.arange(len(labels) + size) >= len(labels)
         return Batch(
             image_rows=(*target.image_rows, rows),
             conditions={LABEL: torch.cat([labels, labels.new_full((size,), self.target.null_label)])},

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fine_core.dit import DiT
+from fine_core.dit import DiT, count_parameters
 from fine_core.initializers.fine.factorized import FactorizedDiT
 from trainables.storage.warning import warn_once
 from trainables.training.memory import predicted_peak_bytes
@@ -59,10 +59,12 @@ def step_plan(
     flops: float,
     precision: str,
     device: torch.device,
+    gpu_share: float = 1.0,
 ) -> StepPlan:
     """The plan for steps of `samples` samples on this worker. `flops`: of the whole training; decides on compilation.
 
-    A CPU takes the whole batch at once and compiles nothing, unless it is told to.
+    `gpu_share`: how much of the GPU's memory is this worker's. A CPU takes the whole batch at once and compiles nothing, unless
+    it is told to.
     """
     on_gpu = device.type == "cuda"
     compiles = asked.compile == "on" or (asked.compile == "auto" and on_gpu and flops >= COMPILED_FROM_FLOPS)
@@ -70,21 +72,37 @@ def step_plan(
     if not on_gpu:
         return StepPlan(micro_batch=min(samples, asked.micro_batch or samples), recomputes=recomputes, compiles=compiles)
     torch.cuda.empty_cache()  # of the job before, in a process that is used again
-    free, _ = torch.cuda.mem_get_info(device)
+    free, total = torch.cuda.mem_get_info(device)
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     largest = max(dense_models(model), key=lambda one: one.config.size.width)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    budget = MEMORY_SHARE * free + held
+    if isinstance(model, FactorizedDiT):
+        trained = max(trained, count_parameters(largest.config))  # gradients gather in the dense weights
+    budget = MEMORY_SHARE * min(free, gpu_share * total) + held
     for recomputes in {"auto": (False, True), "on": (True,), "off": (False,)}[asked.activation_checkpointing]:
         for micro_batch in [asked.micro_batch] if asked.micro_batch else _halved(samples):
             peak = predicted_peak_bytes(
-                largest.config, images=micro_batch, trained=trained, precision=precision, recomputes=recomputes
+                largest.config,
+                images=micro_batch,
+                trained=trained,
+                precision=precision,
+                recomputes=recomputes,
+                accumulates=micro_batch < samples,
             )
             if peak <= budget and (recomputes or asked.micro_batch or micro_batch >= min(samples, EFFICIENT_MICRO_BATCH)):
                 return StepPlan(micro_batch=micro_batch, recomputes=recomputes, compiles=compiles)
     # It may fit all the same: the prediction is no measurement. Out of memory, the loop halves what it takes at once.
     micro_batch = asked.micro_batch or min(samples, EFFICIENT_MICRO_BATCH)
     return StepPlan(micro_batch=micro_batch, recomputes=recomputes, compiles=compiles)
+
+
+def agreed_plan(plans: list[StepPlan]) -> StepPlan:
+    """One plan for all workers: what the one with the least memory can do."""
+    return StepPlan(
+        micro_batch=min(plan.micro_batch for plan in plans),
+        recomputes=any(plan.recomputes for plan in plans),
+        compiles=all(plan.compiles for plan in plans),
+    )
 
 
 def _halved(samples: int) -> Iterator[int]:
@@ -97,16 +115,21 @@ def _halved(samples: int) -> Iterator[int]:
 
 def prepare(model: nn.Module, plan: StepPlan) -> None:
     """Make a model's blocks recompute and compile as planned. Its weights, and so checkpoints, know nothing of it."""
-    for dense in dense_models(model):
-        dense.recomputes = plan.recomputes
-        for block in dense.blocks if plan.compiles else ():
+    set_recomputation(model, plan.recomputes)
+    for dense in dense_models(model) if plan.compiles else ():
+        for block in dense.blocks:
             block.compile()  # one compilation for all blocks of a width
+
+
+def set_recomputation(model: nn.Module, recomputes: bool) -> None:
+    for dense in dense_models(model):
+        dense.recomputes = recomputes
 
 
 def restore(model: nn.Module) -> None:
     """Undo `prepare`."""
+    set_recomputation(model, False)
     for dense in dense_models(model):
-        dense.recomputes = False
         for block in dense.blocks:
             block._compiled_call_impl = None
 

@@ -15,27 +15,31 @@ from fine_core.evaluation.finite import NotFinite
 from trainables.training.computing import Computing
 
 
-def first_gpu() -> torch.device:
-    """The GPU that this process was given. Raises ValueError where torch cannot use it."""
+def first_gpu(share: float = 1.0) -> torch.device:
+    """The GPU that this process was given, of whose memory it takes a share at most. Raises ValueError where torch cannot use
+    it."""
     if not torch.cuda.is_available():
         built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
         raise ValueError(
             f"this worker was given a GPU that PyTorch cannot use (it is built for {built}): is the driver too old? "
             "Without it: --gpus-per-worker 0"
         )
+    if share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, 0)
     return torch.device("cuda", 0)
 
 
 class RunContext(ABC):
     """One of `num_workers` equal workers of a job. Rank 0 saves and scores; all ranks call every method alike.
 
-    `computing` is how its steps are computed.
+    `computing` is how its steps are computed; `gpu_share` is how much of its GPU's memory is its own.
     """
 
     rank: int = 0
     num_workers: int = 1
     device: torch.device = torch.device("cpu")
     computing: Computing = Computing()
+    gpu_share: float = 1.0
 
     @abstractmethod
     def restore(self) -> AbstractContextManager[Path | None]:

@@ -23,7 +23,7 @@ from fine_core.speed import FLOPS_PER_MAC, PASSES_PER_STEP, training_speed
 from trainables.specs.base import TrainingSpec
 from trainables.training.batches import Batch, BatchSource
 from trainables.training.checkpoint import report_checkpoint, restore_checkpoint
-from trainables.training.computing import step_plan
+from trainables.training.computing import agreed_plan, step_plan
 from trainables.training.context import RunContext
 from trainables.training.phase import LossOf, Phase, PhaseTrainer
 from trainables.training.prefetch import prefetch
@@ -122,7 +122,9 @@ def _train(
             flops=FLOPS_PER_MAC * PASSES_PER_STEP * count_macs(model.config) * training.batch_size * phase.steps,
             precision=training.precision,
             device=run.device,
+            gpu_share=run.gpu_share,
         )
+        plan = agreed_plan(run.gather(plan))
         trainer = PhaseTrainer(model, phase, training, run, skips_parameters=recipe.skips_parameters, plan=plan)
         loss_of_samples = loss_of(trainer, batches.teacher)
         if state is not None:

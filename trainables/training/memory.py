@@ -67,13 +67,21 @@ def _kept_bytes(config: DiTConfig, precision: str, images: int) -> int:
 
 
 def predicted_peak_bytes(
-    config: DiTConfig, *, images: int, trained: int | None = None, precision: str = "fp32", recomputes: bool = False
+    config: DiTConfig,
+    *,
+    images: int,
+    trained: int | None = None,
+    precision: str = "fp32",
+    recomputes: bool = False,
+    accumulates: bool = False,
 ) -> int:
-    """The most memory that a training step of `images` at once takes. `trained`: parameters that are trained (None: all)."""
+    """The most memory that a training step of `images` at once takes. `trained`: parameters that are trained (None: all).
+    `accumulates`: further micro-batches follow, while the gradients of the first ones are kept."""
     total = count_parameters(config)
     trained = total if trained is None else trained
     state = PARAMETER_BYTES * total + TRAINED_BYTES * trained
     found = activations(config, precision, recomputes=recomputes)
     passing = LARGEST_TENSORS * images * config.num_tokens * MLP_RATIO * config.size.width * 4
+    kept, gradients = found.fixed + images * found.per_image, GRADIENT_BYTES * trained
     # The most is held when the backward pass begins, with no gradients yet, or when it ends, with all of them.
-    return state + passing + max(found.fixed + images * found.per_image, GRADIENT_BYTES * trained)
+    return state + passing + (kept + gradients if accumulates else max(kept, gradients))

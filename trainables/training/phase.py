@@ -16,7 +16,7 @@ from fine_core.initializers.fine.factorized import FactorizedDiT
 from trainables.specs.base import TrainingSpec
 from trainables.storage.warning import warn_once
 from trainables.training.batches import Batch
-from trainables.training.computing import StepPlan, prepare, restore, without_compilation
+from trainables.training.computing import StepPlan, prepare, restore, set_recomputation, without_compilation
 from trainables.training.context import RunContext
 
 
@@ -51,12 +51,18 @@ class PhaseTrainer:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=phase.lr, weight_decay=training.weight_decay, fused=True)
         self.ema = [p.detach().clone() for p in self.parameters]
         self.forward = model
-        self.micro_batch = training.batch_size if plan is None else plan.micro_batch
+        plan = plan or StepPlan(micro_batch=training.batch_size, recomputes=False, compiles=False)
+        self.micro_batch, self.recomputes, self.compiles = plan.micro_batch, plan.recomputes, plan.compiles
         self.can_halve = run.num_workers == 1  # the others would wait for the one that starts its step again
-        if plan is not None:
-            prepare(model, plan)
+        prepare(model, plan)
         if run.num_workers > 1:
-            self.forward = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=skips_parameters)
+            self._wrap(skips_parameters)
+
+    def _wrap(self, skips_parameters: bool) -> None:
+        """Average gradients over the workers."""
+        settings = {"broadcast_buffers": False, "find_unused_parameters": skips_parameters, "gradient_as_bucket_view": True}
+        self.forward = DistributedDataParallel(self.model, **settings)
+        self.skips_parameters = skips_parameters
 
     def step(self, loss_of: LossOf, batch: Batch, images: Tensor, options: dict[str, Any], step_in_phase: int) -> Tensor:
         """One step of the optimizer; returns its loss. Out of memory, it takes half as many samples at once from then on."""
@@ -74,6 +80,8 @@ class PhaseTrainer:
                 warn_once(f"out of memory: {self.micro_batch} samples at once from now on")
             except torch._dynamo.exc.TorchDynamoException as error:
                 without_compilation(self.model, error)
+                if isinstance(self.forward, DistributedDataParallel):  # which waits for gradients of the failed pass
+                    self._wrap(self.skips_parameters)
             self._clear()
         if self.training.grad_clip is not None:
             nn.utils.clip_grad_norm_(self.parameters, self.training.grad_clip)
@@ -117,6 +125,8 @@ class PhaseTrainer:
         for parameter, average in zip(self.parameters, self.ema, strict=True):
             parameter.copy_(average)
         restore(self.model)
+        if self.compiles:
+            torch.compiler.reset()  # a process that is used again would reach the limit of what is kept compiled
         return self.model
 
     def state(self) -> dict[str, Any]:
@@ -124,6 +134,7 @@ class PhaseTrainer:
             "trainable": {name: p.detach() for name, p in self.trainable.items()},
             "ema": dict(zip(self.trainable, self.ema, strict=True)),
             "optimizer": self.optimizer.state_dict(),
+            "computing": {"micro_batch": self.micro_batch, "recomputes": self.recomputes},
         }
 
     @torch.no_grad()
@@ -132,3 +143,6 @@ class PhaseTrainer:
             parameter.copy_(state["trainable"][name])
             average.copy_(state["ema"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        if "computing" in state:  # the same sums as before, whatever memory is free today
+            self.micro_batch, self.recomputes = state["computing"]["micro_batch"], state["computing"]["recomputes"]
+            set_recomputation(self.model, self.recomputes)

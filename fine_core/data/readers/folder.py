@@ -16,6 +16,7 @@ from torch import Tensor
 from fine_core.data.readers.base import MAX_CORRUPT_SHARE, CorruptImages, Wanted, fingerprint_of
 from fine_core.data.readers.image_files import find_images
 from fine_core.data.source import DataError
+from fine_core.files import sha256_of
 
 DECODE_THREADS = 4
 EXAMINED = 1000  # images whose header is read to say how many are transparent or turned
@@ -117,13 +118,16 @@ class FolderReader:
         if wanted.image_column is not None:
             raise DataError(f"--image-column is of tables; {path} is a folder of images, leave it out")
         found = find_images(root, wanted)
-        self.files, self.notes = found.files, (*found.notes, *_changed(found.files))
+        self.files, self.notes, self.table = found.files, (*found.notes, *_changed(found.files)), found.table
         self.labels = torch.tensor(found.labels)
         self.corrupt = CorruptImages(len(self.files))
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint_of((self._relative(file), Path(file).stat().st_size) for file in self.files)
+        files = [(self._relative(file), Path(file).stat().st_size) for file in self.files]
+        if self.table is not None:  # its labels count, not its size alone
+            files.append((f"{self.table.name} {sha256_of(self.table)}", 0))
+        return fingerprint_of(files)
 
     def _relative(self, file: str) -> str:
         return Path(file).relative_to(self.root).as_posix()

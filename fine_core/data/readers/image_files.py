@@ -30,6 +30,7 @@ class ImageFiles:
     files: list[str]
     labels: list[int]
     notes: tuple[str, ...]
+    table: Path | None = None  # which the labels are from
 
 
 @cache
@@ -98,7 +99,7 @@ def _by_table(root: Path, table: Metadata, column: str, present: list[Path]) -> 
     notes = (f"labels are those of {table.path.name}", *notes)
     if unnamed:
         notes += (f"left out, as {table.path.name} does not name them: {listed([file.name for file in unnamed], first=NAMED)}",)
-    return ImageFiles(files=list(map(str, files)), labels=numbers.tolist(), notes=notes)
+    return ImageFiles(files=list(map(str, files)), labels=numbers.tolist(), notes=notes, table=table.path)
 
 
 def _by_class(folders: list[Path], loose: list[Path]) -> ImageFiles:

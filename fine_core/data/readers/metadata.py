@@ -63,6 +63,9 @@ def metadata_of(root: Path, loose: Sequence[Path]) -> Metadata | None:
 def _read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         if path.suffix == ".csv":
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
+            if any(None in row for row in rows):
+                raise ValueError("a row has more values than there are columns")
+            return rows
         rows = [json.loads(line) for line in file if line.strip()]
     return [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
