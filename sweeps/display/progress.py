@@ -65,8 +65,9 @@ class ProgressView:
             if metrics["history"]:
                 last = metrics["history"][-1]
                 info += f" loss {last['train/loss']:.4f}"
-                if "train/steps_per_s" in last:
-                    info += f" {last['train/steps_per_s'] * task.job.training.batch_size:,.0f} images/s"
+                training = getattr(task.job, "training", None)
+                if training is not None and "train/steps_per_s" in last:
+                    info += f" {last['train/steps_per_s'] * training.batch_size:,.0f} images/s"
             self.progress.update(self.running[task.id], completed=metrics["step"], info=info)
         # Scoring and saving come after the last step.
         self.done_share[task.id] = 0.95 * metrics["step"] / max(1, metrics["total_steps"])

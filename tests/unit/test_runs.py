@@ -19,9 +19,10 @@ from mlflow_setup.tracking import Tracking, TrackingError, open_tracking
 from mlflow_setup.writer import BackgroundWriter
 from sweeps.display.progress import ProgressView
 from sweeps.planning.plan import Found, Plan
-from tests.tiny import tiny_base
+from tests.tiny import tiny_base, tiny_score, tiny_transfer
 from trainables.failures import Failure, FailureKind
 from trainables.specs.tasks import Task
+from trainables.specs.transfers import RungSpec
 
 HISTORY = [{"step": step, "train/loss": 1.0 / step, "train/speed": 2.0} for step in (10, 20, 30)]
 
@@ -388,3 +389,16 @@ def test_reasons_with_brackets_are_shown_as_they_are():
         reason = "[/pytorch/gloo/transport/tcp/pair.cc:534] Connection closed by peer [rank1]"
         view.failed(task, Failure(kind=FailureKind.DIED, reason=reason, log="logs/[job].log"))
     assert f"failed: died: {reason} (log: logs/[job].log)" in output.getvalue()
+
+
+@pytest.mark.parametrize("is_rung", [False, True])
+def test_the_live_view_takes_reports_of_every_kind_of_task(is_rung):
+    rung = tiny_score(RungSpec(transfer=tiny_transfer("full"), step=3))
+    task = Task(job=rung if is_rung else tiny_base("scratch"))
+    with ProgressView(Console(file=io.StringIO(), width=200), Plan(tasks=(task,)), found=Found(finished=frozenset())) as view:
+        view.begin(1, {})
+        view.started(task)
+        history = [{"step": 2, "train/loss": 0.5, "train/steps_per_s": 10.0}]
+        view.reported(task, {"step": 2, "total_steps": 3, "phase": "full", "history": history})
+        (bar,) = [one for one in view.progress.tasks if one.id == view.running[task.id]]
+    assert bar.fields["info"] == "full loss 0.5000" + ("" if is_rung else " 160 images/s")
