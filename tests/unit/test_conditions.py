@@ -96,9 +96,10 @@ def test_guidance_and_the_tail_take_the_label_away_and_leave_the_control():
         return sample_images(model, conditions, spec, generator=generator, tail=Tail(model=base, steps=1))
 
     images = draw(control)
-    assert [call["y"].tolist() for call in model.calls] == [[1, 2, 3], [10, 10, 10]] * 3
+    assert [call["y"].tolist() for call in model.calls] == [[1, 2, 3, 10, 10, 10]] * 3
     assert [call["y"].tolist() for call in base.calls] == [[10, 10, 10]]
-    assert all(torch.equal(call["control"], control) for call in (*model.calls, *base.calls))
+    assert all(torch.equal(call["control"], torch.cat([control, control])) for call in model.calls)
+    assert all(torch.equal(call["control"], control) for call in base.calls)
     assert not torch.equal(draw(torch.zeros_like(control))[1:], images[1:])
 
 
