@@ -16,6 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from fine_core.checkpoints.native import CheckpointError
+from fine_core.parameterizations.ddpm import BETA_END, BETA_START, NUM_TIMESTEPS
 
 # Keys that name a prediction: of the first ones every value must mean noise, of the others none may mean anything else.
 STRICT_KEYS = {"prediction", "prediction_type", "pred_type", "parameterization", "parametrization", "model_mean_type"}
@@ -45,7 +46,7 @@ NAME_KEYS = {
     "_target_",
     "name",
 }
-NAME_KEYS |= {"name", "out", "output_dir", "results_dir", "exp_name", "experiment", "run_name", "scheduler", "noise_scheduler"}
+NAME_KEYS |= {"out", "output_dir", "results_dir", "exp_name", "experiment", "run_name", "scheduler", "noise_scheduler"}
 _SIT = r"sit(?=[-_/ ]?(?:s|b|l|xl)(?![a-z]))"
 _FLOWS = r"flow[-_ ]?match|rectified[-_ ]?flow|flow(?=trainer)|edm(?=euler|$)"
 OTHER_NAMES = re.compile(rf"(?<![a-z])({_SIT}|sit$|repa(?![a-z])|{_FLOWS})", re.I)
@@ -57,7 +58,7 @@ OTHER_FILES = re.compile(
 
 # DiT's noise schedule: values that must be these, and keys whose value may be anything but another schedule.
 SCHEDULE = {"beta_schedule": "linear", "noise_schedule": "linear"}
-SCHEDULE |= {"beta_start": 1e-4, "linear_start": 1e-4, "beta_end": 0.02, "linear_end": 0.02}
+SCHEDULE |= {"beta_start": BETA_START, "linear_start": BETA_START, "beta_end": BETA_END, "linear_end": BETA_END}
 STEPS_KEYS = {"num_train_timesteps", "diffusion_steps", "num_diffusion_timesteps"}
 LOOSE_STEPS = {"num_timesteps", "timesteps"}  # which may also be those of sampling
 LOOSE_SCHEDULES = {"schedule", "schedule_name", "noise_scheduler", "scheduler"}
@@ -73,7 +74,6 @@ OTHER_SCHEDULES = {
     "exponential",
 }
 CHANGED_BETAS = {"rescale_betas_zero_snr", "zero_terminal_snr", "trained_betas"}
-NUM_TIMESTEPS = 1000
 
 CLASSES_KEYS = ("num_classes", "n_classes", "class_num", "nb_classes")
 DROPOUT_KEYS = ("class_dropout_prob", "class_dropout", "label_dropout", "label_dropout_prob", "label_drop_prob")

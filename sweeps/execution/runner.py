@@ -81,9 +81,8 @@ class RunnerSpec:
     def demand_of(self, job: JobSpec) -> tuple[dict[str, float], int]:
         """Resources of one worker of a job, and the least number of workers that it can run with."""
         asked = (self.source_workers or 1) if kind_of(job).workers is Workers.ALL else self.workers_per_trial
-        if not self.uses_worker_group(job, asked):
-            return self.worker, 1
-        return self.worker, 1 if kind_of(job).workers is Workers.ONE else asked
+        runs_alone = kind_of(job).workers is Workers.ONE or not self.uses_worker_group(job, asked)
+        return self.worker, 1 if runs_alone else asked
 
     @property
     def worker(self) -> dict[str, float]:

@@ -129,6 +129,10 @@ def set_recomputation(model: nn.Module, recomputes: bool) -> None:
 def restore(model: nn.Module) -> None:
     """Undo `prepare`."""
     set_recomputation(model, False)
+    _drop_compilation(model)
+
+
+def _drop_compilation(model: nn.Module) -> None:
     for dense in dense_models(model):
         for block in dense.blocks:
             block._compiled_call_impl = None
@@ -136,8 +140,6 @@ def restore(model: nn.Module) -> None:
 
 def without_compilation(model: nn.Module, error: Exception) -> None:
     """Turn off the compilation of a model's blocks after `error`, and warn once."""
-    for dense in dense_models(model):
-        for block in dense.blocks:
-            block._compiled_call_impl = None
+    _drop_compilation(model)
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     warn_once(f"blocks could not be compiled ({reason[:200]}); the training goes on without")
