@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -71,6 +72,17 @@ def connect_cluster() -> None:
         raise ClusterError(f"Ray cannot be started on this machine ({reason}); {remedy}") from error
 
 
+def leave_cluster() -> None:
+    """Disconnect from the cluster; one that was started here ends."""
+    # What Tune leaves in cycles holds references of Ray's. Freed by another thread while Ray shuts down, they end the process.
+    gc.collect()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        gc.enable()
+
+
 def cluster_gpus() -> float:
     """The most GPUs that a node of the cluster to join has now. Raises ClusterError."""
     check_address()
@@ -78,7 +90,7 @@ def cluster_gpus() -> float:
     try:
         return max((node.get("GPU", 0) for node in _live_nodes()), default=0)
     finally:
-        ray.shutdown()
+        leave_cluster()
 
 
 def check_address() -> None:

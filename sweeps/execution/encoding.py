@@ -17,7 +17,7 @@ from fine_core.data.latents import VAE_CONFIG, VAE_WEIGHTS, encode, load_vae, va
 from fine_core.data.readers.parquet import latents_of_file
 from fine_core.data.registry import load_dataset
 from fine_core.data.source import DataError, LatentInfo
-from sweeps.execution.cluster import connect_cluster
+from sweeps.execution.cluster import connect_cluster, leave_cluster
 from trainables.failures import last_line
 from trainables.specs.base import check
 from trainables.storage.store import Store
@@ -83,4 +83,4 @@ def encode_shards(
     except ray.exceptions.RayActorError as error:  # it could not start, or died again and again
         raise DataError(f"a worker died: {last_line(str(error))}") from error
     finally:
-        ray.shutdown()
+        leave_cluster()

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from fine_core.data.registry import short_name
@@ -20,7 +19,7 @@ from sweeps.display.numbers import counted, duration
 from sweeps.display.progress import ProgressView
 from sweeps.execution.agenda import Agenda
 from sweeps.execution.claims import ClaimedTasks
-from sweeps.execution.cluster import connect_cluster, is_joined, wait_for_capacity
+from sweeps.execution.cluster import connect_cluster, is_joined, leave_cluster, wait_for_capacity
 from sweeps.execution.errors import StoppedSweep
 from sweeps.execution.graph import TaskGraph
 from sweeps.execution.recorder import Recorder
@@ -146,7 +145,7 @@ class Sweep:
             with ProgressView(self.console, self.plan, found, lambda task: self.agenda.label(task.job)) as self.view:
                 self._run(missing)
         finally:
-            ray.shutdown()
+            leave_cluster()
 
     def _wait_for_capacity(self, missing: Sequence[Task]) -> None:
         demands = {str(demand): demand for task in missing if (demand := self.at.runner.demand_of(task.job))}
