@@ -59,6 +59,10 @@ class ModelSize:
     def name(self) -> str:
         return f"L{self.depth}-D{self.width}"
 
+    def at_width(self, width: int) -> ModelSize:
+        """The same depth at another width; heads keep their size."""
+        return ModelSize(depth=self.depth, width=width, num_heads=width // self.head_dim)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiTConfig:

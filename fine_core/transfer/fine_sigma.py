@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fine_core.dit import DiT
-from fine_core.initializers.fine.factorized import BLOCK_MATRICES
 from fine_core.initializers.fine.learngene import Learngene
+from fine_core.initializers.matrices import BLOCK_MATRICES
 from fine_core.transfer.delta import dense_from, train_only
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fine_core.initializers.fine.factorized import BLOCK_MATRICES
+from fine_core.initializers.matrices import BLOCK_MATRICES
 from fine_core.retention import RetentionSchedule
 from sweeps.planning.names import MethodNames
 from sweeps.planning.points import ForgettingCurve

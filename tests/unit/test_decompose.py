@@ -5,8 +5,9 @@ import torch
 
 from fine_core.dit import DiT
 from fine_core.initializers.fine.decompose import alternate_least_squares, decompose, joint_svd
-from fine_core.initializers.fine.factorized import BLOCK_MATRICES, merge
 from fine_core.initializers.fine.learngene import Learngene
+from fine_core.initializers.matrices import BLOCK_MATRICES
+from fine_core.initializers.rebuilt import merge
 from tests.tiny import random_dit, random_learngene, tiny_config
 
 

@@ -5,8 +5,10 @@ import torch
 
 from fine_core.checkpoints.native import CheckpointError
 from fine_core.dit import DiT, DiTConfig, ModelSize
-from fine_core.initializers.fine.factorized import BLOCK_MATRICES, FactorizedDiT, matrix_shape, merge, sigma_std
+from fine_core.initializers.fine.factorized import FactorizedDiT, sigma_std
 from fine_core.initializers.fine.learngene import SIGMA_INITS, Learngene, interpolate_depth
+from fine_core.initializers.matrices import BLOCK_MATRICES, matrix_shape
+from fine_core.initializers.rebuilt import merge
 from fine_core.initializers.width import WIDTH_AXES, prefix_rows, ranked_rows, select_rows
 
 

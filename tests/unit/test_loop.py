@@ -5,7 +5,8 @@ import torch
 
 from fine_core.data.registry import load_dataset
 from fine_core.dit import DiT
-from fine_core.initializers.fine.factorized import BLOCK_MATRICES, FactorizedDiT
+from fine_core.initializers.fine.factorized import FactorizedDiT
+from fine_core.initializers.matrices import BLOCK_MATRICES
 from tests.tiny import DyingContext, Killed, random_learngene, same, tiny_base, tiny_learngene
 from trainables.initializations.fine import FineRecipe
 from trainables.initializations.scratch import ScratchRecipe

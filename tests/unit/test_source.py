@@ -8,8 +8,8 @@ from click.testing import CliRunner
 
 from fine_core.checkpoints.native import load_model, save_model
 from fine_core.checkpoints.public_dit import export_state_dict
-from fine_core.initializers.fine.factorized import BLOCK_MATRICES
 from fine_core.initializers.fine.learngene import Learngene
+from fine_core.initializers.matrices import BLOCK_MATRICES
 from sweeps.command_line.options import preset_grid
 from sweeps.planning.plan import plan_grid
 from sweeps.size_grid import main

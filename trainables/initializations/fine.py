@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from fine_core.initializers.fine.factorized import merge
 from fine_core.initializers.fine.learngene import SIGMA_INITS, WIDTH_MODES, Learngene
+from fine_core.initializers.rebuilt import merge
 from fine_core.randomness import stream_seed
 from trainables.initializations.base import Initialization, Setting
 from trainables.jobs.learngene import DecompositionKind, LearngeneKind

@@ -11,8 +11,9 @@ from fine_core.checkpoints.native import load_model
 from fine_core.data.registry import load_dataset
 from fine_core.dit import DiT
 from fine_core.initializers.fine.decompose import decompose
-from fine_core.initializers.fine.factorized import FactorizedDiT, merge
+from fine_core.initializers.fine.factorized import FactorizedDiT
 from fine_core.initializers.fine.learngene import Learngene
+from fine_core.initializers.rebuilt import merge
 from fine_core.randomness import stream_generator, stream_seed
 from trainables.jobs.context import JobContext, Result
 from trainables.jobs.kind import JobKind, Kept, Role, Workers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fine_core.dit import DiT, DiTConfig
-from fine_core.initializers.fine.factorized import BLOCK_MATRICES
+from fine_core.initializers.matrices import BLOCK_MATRICES
 from fine_core.transfer.fine_sigma import apply_fine_sigma, merge_fine_sigma
 from trainables.methods.base import Shapes, Start, TransferMethod
 from trainables.specs.models import FineSpec, InitializationSpec

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fine_core.dit import DiT, count_parameters
-from fine_core.initializers.fine.factorized import FactorizedDiT
+from fine_core.initializers.rebuilt import RebuiltDiT
 from trainables.storage.warning import warn_once
 from trainables.training.memory import predicted_peak_bytes
 
@@ -46,7 +46,7 @@ class StepPlan:
 
 def dense_models(model: nn.Module) -> list[DiT]:
     """The DiTs whose blocks a model runs."""
-    if isinstance(model, FactorizedDiT):
+    if isinstance(model, RebuiltDiT):
         return model.dense_models
     return [module for module in model.modules() if isinstance(module, DiT)]
 
@@ -76,7 +76,7 @@ def step_plan(
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     largest = max(dense_models(model), key=lambda one: one.config.size.width)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if isinstance(model, FactorizedDiT):
+    if isinstance(model, RebuiltDiT):
         trained = max(trained, count_parameters(largest.config))  # gradients gather in the dense weights
     budget = MEMORY_SHARE * min(free, gpu_share * total) + held
     for recomputes in {"auto": (False, True), "on": (True,), "off": (False,)}[asked.activation_checkpointing]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fine_core.initializers.fine.factorized import FactorizedDiT
+from fine_core.initializers.rebuilt import RebuiltDiT
 from trainables.specs.base import TrainingSpec
 from trainables.storage.warning import warn_once
 from trainables.training.batches import Batch
@@ -99,7 +99,7 @@ class PhaseTrainer:
             loss.backward()
             return loss.detach()
         rebuilt = None
-        if isinstance(self.forward, FactorizedDiT):  # once for all micro-batches; under DDP a pass must start at the factors
+        if isinstance(self.forward, RebuiltDiT):  # once for all micro-batches; under DDP a pass must start at the factors
             rebuilt = self.forward.rebuild(**options)
             options = options | {"weights": rebuilt.leaves}
         losses = []

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fine_core.dit import DiT
-from fine_core.initializers.fine.factorized import BLOCK_MATRICES, FactorizedDiT
+from fine_core.initializers.fine.factorized import FactorizedDiT
+from fine_core.initializers.matrices import BLOCK_MATRICES
 
 RIDGE = 1e-9  # share of the mean diagonal, added because columns may become collinear
 TINY = 1e-30

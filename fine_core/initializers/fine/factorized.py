@@ -9,26 +9,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from fine_core.dit import DiT, DiTConfig, ModelSize, position_table
+from fine_core.dit import DiT, DiTConfig
+from fine_core.initializers.matrices import BLOCK_MATRICES, matrix_shape
+from fine_core.initializers.rebuilt import RebuiltDiT
 from fine_core.initializers.width import WIDTH_AXES, prefix_rows, select_rows
-
-# The five matrices of every block, and their names in a DiT block.
-BLOCK_MATRICES = {
-    "qkv": "attn.qkv",
-    "o": "attn.proj",
-    "in": "mlp.fc1",
-    "out": "mlp.fc2",
-    "adaLN": "adaLN_modulation.1",
-}
-
-
-def matrix_shape(matrix: str, width: int) -> tuple[int, int]:
-    """(out, in) of one block matrix at `width`."""
-    outputs = {"qkv": 3, "o": 1, "in": 4, "out": 1, "adaLN": 6}[matrix]
-    inputs = {"out": 4}.get(matrix, 1)
-    return outputs * width, inputs * width
 
 
 def sigma_std(matrix: str, width: int, rank: int) -> float:
@@ -44,46 +29,25 @@ def _unit_columns(rows: int, rank: int) -> nn.Parameter:
     return nn.Parameter(factor / factor.norm(dim=0, keepdim=True))  # rank > rows: rows are orthogonal, columns are not
 
 
-class RebuiltWeights:
-    """Dense weights, built once from the factors for several forward and backward passes. They accumulate the gradients."""
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        self.state = state
-        self.leaves = {name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in state.items()}
-
-    def backward(self) -> None:
-        """Backpropagate the accumulated gradients to the factors. Call this once, after the last pass."""
-        reached = [name for name, leaf in self.leaves.items() if leaf.grad is not None]
-        torch.autograd.backward([self.state[name] for name in reached], [self.leaves[name].grad for name in reached])
-
-
-class FactorizedDiT(nn.Module):
+class FactorizedDiT(RebuiltDiT):
     """Factors U, V and biases per matrix type, sigma (L, R) per type and width, and the parts outside the blocks.
 
     Besides its own width the model may run at any of `nested_widths` (heads keep their size): such a width uses the
-    first rows of every factor and a sigma of its own. Weights are rebuilt in every forward pass, so gradients reach
-    whatever is trainable of U, V, sigma, the biases and the outer parts.
+    first rows of every factor and a sigma of its own.
     """
 
     def __init__(self, config: DiTConfig, *, rank: int, nested_widths: tuple[int, ...] = ()) -> None:
-        super().__init__()
+        super().__init__(config, nested_widths)
         if rank < 1:
             raise ValueError(f"rank is {rank}; it must be at least 1")
-        self.config, self.rank = config, rank
+        self.rank = rank
         width, depth = config.size.width, config.size.depth
-        self.widths = tuple(sorted({width, *nested_widths}, reverse=True))
         self.left = nn.ParameterDict({m: _unit_columns(matrix_shape(m, width)[0], rank) for m in BLOCK_MATRICES})
         self.right = nn.ParameterDict({m: _unit_columns(matrix_shape(m, width)[1], rank) for m in BLOCK_MATRICES})
         self.bias = nn.ParameterDict({m: nn.Parameter(torch.zeros(matrix_shape(m, width)[0])) for m in BLOCK_MATRICES})
         self.sigma = nn.ModuleDict({str(w): self._fresh_sigma(w, depth) for w in self.widths})
         outer = {name: p for name, p in DiT(config).named_parameters() if p.requires_grad and not name.startswith("blocks.")}
         self.outer = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(p.detach()) for name, p in outer.items()})
-        self._skeletons: dict[int, DiT] = {}
-        for w in self.widths:
-            size = self.size_at(w)
-            with torch.device("meta"):  # structure only; a plain dict hides it from parameters()
-                self._skeletons[w] = DiT(DiTConfig(**{**vars(config), "size": size}))
-            self.register_buffer(f"positions_{w}", position_table(self._skeletons[w].config), persistent=False)
 
     def _fresh_sigma(self, width: int, depth: int) -> nn.ParameterDict:
         # A prefix of rows has shorter columns; a larger sigma compensates.
@@ -91,10 +55,6 @@ class FactorizedDiT(nn.Module):
         return nn.ParameterDict(
             {m: nn.Parameter(torch.randn(depth, self.rank) * sigma_std(m, width, self.rank) * scale) for m in BLOCK_MATRICES}
         )
-
-    def size_at(self, width: int) -> ModelSize:
-        size = self.config.size
-        return ModelSize(depth=size.depth, width=width, num_heads=width // size.head_dim)
 
     def shared_tensors(self) -> dict[str, Tensor]:
         """All tensors except sigma, under the names used in `WIDTH_AXES`."""
@@ -108,10 +68,10 @@ class FactorizedDiT(nn.Module):
         width = width or self.config.size.width
         shared = self.shared_tensors()
         if width != self.config.size.width:
-            rows = prefix_rows(self.config.size, self.size_at(width), self.left["o"].device)
+            rows = prefix_rows(self.config.size, self.config.size.at_width(width), self.left["o"].device)
             shared = {name: select_rows(t, WIDTH_AXES[name], rows) for name, t in shared.items()}
         state = {name.removeprefix("outer."): t for name, t in shared.items() if name.startswith("outer.")}
-        state["pos_embed"] = getattr(self, f"positions_{width}")
+        state["pos_embed"] = self.positions(width)
         for m, place in BLOCK_MATRICES.items():
             sigma = self.sigma[str(width)][m]  # (L, R)
             with torch.autocast(sigma.device.type, enabled=False):  # the product and its gradients are fp32 in any precision
@@ -120,22 +80,6 @@ class FactorizedDiT(nn.Module):
                 state[f"blocks.{layer}.{place}.weight"] = weight
                 state[f"blocks.{layer}.{place}.bias"] = shared[f"bias.{m}"]
         return state
-
-    def forward(
-        self, x: Tensor, t: Tensor, y: Tensor, width: int | None = None, weights: dict[str, Tensor] | None = None
-    ) -> Tensor:
-        """As `DiT.forward`, at the model's own width or at a nested one; with `weights` that were rebuilt before, if given."""
-        skeleton = self._skeletons[width or self.config.size.width]
-        return functional_call(skeleton, self.dense_state(width) if weights is None else weights, (x, t, y))
-
-    def rebuild(self, width: int | None = None) -> RebuiltWeights:
-        """The weights of a step, for several passes."""
-        return RebuiltWeights(self.dense_state(width))
-
-    @property
-    def dense_models(self) -> list[DiT]:
-        """The dense models that it lends its weights to, one for each width."""
-        return list(self._skeletons.values())
 
     @torch.no_grad()
     def normalize_factors(self) -> None:
@@ -146,10 +90,3 @@ class FactorizedDiT(nn.Module):
             self.right[m] /= self.right[m].norm(dim=0)
             for sigma in self.sigma.values():
                 sigma[m] *= norms
-
-
-def merge(model: FactorizedDiT) -> DiT:
-    """The equivalent dense DiT: every layer gets its own copy of weights and biases."""
-    dense = DiT(model.config).to(next(model.parameters()).device)
-    dense.load_state_dict({name: tensor.detach() for name, tensor in model.dense_state().items()}, strict=True)
-    return dense

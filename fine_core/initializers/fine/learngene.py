@@ -13,7 +13,9 @@ from torch import Tensor
 
 from fine_core.checkpoints.native import config_from_json, config_to_json, load_tensors, save_tensors
 from fine_core.dit import DiTConfig, ModelSize
-from fine_core.initializers.fine.factorized import BLOCK_MATRICES, FactorizedDiT, merge
+from fine_core.initializers.fine.factorized import FactorizedDiT
+from fine_core.initializers.matrices import BLOCK_MATRICES
+from fine_core.initializers.rebuilt import merge
 from fine_core.initializers.width import WIDTH_AXES, check_narrower, prefix_rows, ranked_rows, select_rows
 
 __all__ = ["SIGMA_INITS", "WIDTH_MODES", "Learngene", "merge"]
