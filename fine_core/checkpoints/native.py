@@ -89,6 +89,14 @@ def config_from_json(data: dict) -> DiTConfig:
     return DiTConfig(**{**data, "size": ModelSize(**data["size"])})
 
 
+def config_of_file(path: str | os.PathLike, data: Any) -> DiTConfig:
+    """The config that a file holds. Raises CheckpointError for one of another version."""
+    try:
+        return config_from_json(data)
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} has a config of another version of this project: {error}") from error
+
+
 def check_public(config: DiTConfig, format: str) -> None:
     """Raises CheckpointError for a model that a public format, which has no place for the parameterization, cannot hold."""
     if config.parameterization != PUBLIC_PARAMETERIZATION:
@@ -109,10 +117,7 @@ def load_model(path: str | os.PathLike, *, expect: DiTConfig | None = None) -> D
     Raises CheckpointError if the file is damaged, its tensors do not fit its config, or its config is not `expect`.
     """
     tensors, data = load_tensors(path, kind="dit")
-    try:
-        config = config_from_json(data)
-    except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path} has a config of another version of this project: {error}") from error
+    config = config_of_file(path, data)
     wrong = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()} - {"float32"})
     if wrong:
         raise CheckpointError(f"{path} has weights in {', '.join(wrong)}; files of this project are float32, convert it back")

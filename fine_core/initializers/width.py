@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fine_core.dit import MLP_RATIO, ModelSize
+from fine_core.initializers.matrices import BLOCK_MATRICES
 
 # Tensor -> its axes that depend on the width: (dimension, index set, number of equal chunks along the dimension).
 Axes = tuple[tuple[int, str, int], ...]
@@ -43,6 +44,21 @@ WIDTH_AXES: dict[str, Axes] = {
     "outer.final_layer.adaLN_modulation.1.weight": ((0, "residual", 2), (1, "residual", 1)),
     "outer.final_layer.adaLN_modulation.1.bias": ((0, "residual", 2),),
 }
+
+
+_MATRICES = {place: matrix for matrix, place in BLOCK_MATRICES.items()}
+
+
+def dense_axes(name: str) -> Axes:
+    """The axes of a dense DiT's tensor that depend on the width, as in `WIDTH_AXES`."""
+    if not name.startswith("blocks."):
+        return WIDTH_AXES[f"outer.{name}"]
+    place, part = name.split(".", 2)[2].rsplit(".", 1)
+    matrix = _MATRICES[place]
+    if part == "bias":
+        return WIDTH_AXES[f"bias.{matrix}"]
+    columns = tuple((1, index_set, chunks) for _, index_set, chunks in WIDTH_AXES[f"right.{matrix}"])
+    return WIDTH_AXES[f"left.{matrix}"] + columns  # a row of a factor is a row or a column of the matrix
 
 
 @dataclass(frozen=True, kw_only=True)

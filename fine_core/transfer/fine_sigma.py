@@ -28,14 +28,15 @@ def _add_sigma(linear: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) ->
 
 
 def apply_fine_sigma(model: DiT, learngene: Learngene, *, width_mode: str) -> None:
-    """Add d_l (R,) to every block matrix and train only d_l. Raises ValueError if the learngene is narrower."""
+    """Add d_l (R,) to every block matrix and train only d_l. Raises ValueError for heads of another size."""
     device = model.pos_embed.device
-    factors = learngene.assemble(model.config.size, width_mode=width_mode).to(device)
+    assembled = learngene.assemble(model.config.size, width_mode=width_mode).to(device)
+    factors = assembled.shared_tensors()
     for matrix, linear in _linears(model):
-        linear.delta_sigma = nn.Parameter(torch.zeros(factors.rank, device=device))
+        linear.delta_sigma = nn.Parameter(torch.zeros(assembled.rank, device=device))
         # Not in the state dict: the factors belong to the learngene, which is stored once.
-        linear.register_buffer("left", factors.left[matrix].detach(), persistent=False)  # (out, R)
-        linear.register_buffer("right", factors.right[matrix].detach(), persistent=False)  # (in, R)
+        linear.register_buffer("left", factors[f"left.{matrix}"].detach(), persistent=False)  # (out, R)
+        linear.register_buffer("right", factors[f"right.{matrix}"].detach(), persistent=False)  # (in, R)
         linear.register_forward_hook(_add_sigma)
     train_only(model, lambda name: name.endswith("delta_sigma"))
 

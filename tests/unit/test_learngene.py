@@ -7,6 +7,7 @@ from fine_core.checkpoints.native import CheckpointError
 from fine_core.dit import DiT, DiTConfig, ModelSize
 from fine_core.initializers.fine.factorized import FactorizedDiT, sigma_std
 from fine_core.initializers.fine.learngene import SIGMA_INITS, Learngene, interpolate_depth
+from fine_core.initializers.fine.widened import WidenedDiT
 from fine_core.initializers.matrices import BLOCK_MATRICES, matrix_shape
 from fine_core.initializers.rebuilt import merge
 from fine_core.initializers.width import WIDTH_AXES, prefix_rows, ranked_rows, select_rows
@@ -181,10 +182,37 @@ def test_slice_assembles_a_narrower_model_from_an_ordinary_learngene():
     torch.testing.assert_close(output(model), output(merge(model)), atol=1e-5, rtol=1e-5)
 
 
+def test_a_model_of_twice_the_width_computes_what_the_learngene_does():
+    learngene = Learngene.from_model(factorized(nested=()))
+    own = learngene.config.size
+    model = learngene.assemble(ModelSize(depth=own.depth, width=2 * own.width, num_heads=2 * own.num_heads))
+    assert isinstance(model, WidenedDiT)
+    trainable = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable == {"sigma", "maps"}
+    dense, source = merge(model), merge(learngene.assemble(own))
+    # A wider model has a position table of its own; with a copy of the source's the function is the same.
+    dense.pos_embed.data = torch.cat([source.pos_embed, source.pos_embed], dim=2)
+    torch.testing.assert_close(output(dense), output(source), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output(model), output(merge(model)), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sigma_init", SIGMA_INITS)
+def test_a_wider_model_of_any_depth_trains_its_sigma_and_its_maps_alone(sigma_init):
+    learngene = Learngene.from_model(factorized(nested=()))
+    model = learngene.assemble(ModelSize(depth=3, width=48, num_heads=6), sigma_init=sigma_init, seed=1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model(*batch()).square().mean().backward()
+    for name, p in model.named_parameters():
+        assert (p.grad is not None) == p.requires_grad == (not name.startswith("fixed.")), name
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    rows = model.shared_tensors()["left.qkv"].unflatten(0, (3, 48))
+    assert torch.equal(rows[:, 32:40], rows[:, :8]), "whole heads are copied, within each of q, k and v"
+
+
 @pytest.mark.parametrize(
     ("size", "options", "message"),
     [
-        (ModelSize(depth=2, width=64, num_heads=8), {}, "wider than the learngene"),
+        (ModelSize(depth=2, width=64, num_heads=4), {}, "it makes no heads of 16 channels, only of the source's 8"),
         (ModelSize(depth=2, width=16, num_heads=4), {}, "head_dim 4 differs"),
         (ModelSize(depth=2, width=16, num_heads=2), {"sigma_init": "zero"}, "unknown sigma_init"),
         (ModelSize(depth=2, width=16, num_heads=2), {"width_mode": "fold"}, "unknown width_mode"),

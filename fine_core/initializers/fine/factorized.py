@@ -6,6 +6,7 @@ FINE, arXiv 2409.19289, section 3 (unofficial implementation). Shapes: L depth, 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,19 @@ def sigma_std(matrix: str, width: int, rank: int) -> float:
 def _unit_columns(rows: int, rank: int) -> nn.Parameter:
     factor = nn.init.orthogonal_(torch.empty(rows, rank))
     return nn.Parameter(factor / factor.norm(dim=0, keepdim=True))  # rank > rows: rows are orthogonal, columns are not
+
+
+def factorized_state(shared: Mapping[str, Tensor], sigma: Mapping[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
+    """A dense DiT's state from tensors under the names used in `WIDTH_AXES` and a sigma (L, R) for each matrix."""
+    state = {name.removeprefix("outer."): t for name, t in shared.items() if name.startswith("outer.")}
+    state["pos_embed"] = positions
+    for m, place in BLOCK_MATRICES.items():
+        with torch.autocast(positions.device.type, enabled=False):  # the product and its gradients are fp32 in any precision
+            weights = (shared[f"left.{m}"] * sigma[m].unsqueeze(1)) @ shared[f"right.{m}"].T  # (L, out, in)
+        for layer, weight in enumerate(weights.unbind(0)):
+            state[f"blocks.{layer}.{place}.weight"] = weight
+            state[f"blocks.{layer}.{place}.bias"] = shared[f"bias.{m}"]
+    return state
 
 
 class FactorizedDiT(RebuiltDiT):
@@ -70,16 +84,7 @@ class FactorizedDiT(RebuiltDiT):
         if width != self.config.size.width:
             rows = prefix_rows(self.config.size, self.config.size.at_width(width), self.left["o"].device)
             shared = {name: select_rows(t, WIDTH_AXES[name], rows) for name, t in shared.items()}
-        state = {name.removeprefix("outer."): t for name, t in shared.items() if name.startswith("outer.")}
-        state["pos_embed"] = self.positions(width)
-        for m, place in BLOCK_MATRICES.items():
-            sigma = self.sigma[str(width)][m]  # (L, R)
-            with torch.autocast(sigma.device.type, enabled=False):  # the product and its gradients are fp32 in any precision
-                weights = (shared[f"left.{m}"] * sigma.unsqueeze(1)) @ shared[f"right.{m}"].T  # (L, out, in)
-            for layer, weight in enumerate(weights.unbind(0)):
-                state[f"blocks.{layer}.{place}.weight"] = weight
-                state[f"blocks.{layer}.{place}.bias"] = shared[f"bias.{m}"]
-        return state
+        return factorized_state(shared, self.sigma[str(width)], self.positions(width))
 
     @torch.no_grad()
     def normalize_factors(self) -> None:
