@@ -40,8 +40,9 @@ def provenance_line(rows: Rows) -> str:
 
 
 def write_csv(rows: Rows, path: Path) -> Path:
+    """A column for everything that a row has; empty where another row does not have it."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
         writer.writerows(rows)
     return path

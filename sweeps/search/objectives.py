@@ -24,6 +24,7 @@ OBJECTIVES = {
     **{name: Objective(result=name, lower_is_better=metric.lower_is_better) for name, metric in METRICS.items()},
     "forgetting": Objective(result="forgetting/source_fid"),
     "serve_bytes": Objective(result="serve_bytes"),
+    "initialize_bytes": Objective(result="initialize_bytes"),
 }
 
 

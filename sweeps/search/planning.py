@@ -16,7 +16,7 @@ from sweeps.planning.settings import TransferSettings
 from sweeps.search.objectives import OBJECTIVES, metrics_among
 from sweeps.search.space import AT_SIZE, SearchSpace, build_space, options_to_search
 from sweeps.search.study import SAMPLERS, HalvingSpec, StudySpec, rungs_of, study_digest
-from trainables.initializations import initialization
+from trainables.initializations import INITIALIZATIONS, Initialization, initialization
 from trainables.jobs.shapes import served_parameters
 from trainables.methods import transfer_method
 from trainables.specs.base import check
@@ -60,6 +60,12 @@ class SearchSpec:
         """Whether one study searches the size too. If `serve_bytes` is an objective, one size could hardly lower it."""
         return "serve_bytes" in self.objectives and len(self.sizes) > 1
 
+    @property
+    def artifacts(self) -> bool:
+        """Whether options that need an artifact for each value are searched: if one is named, or if bytes are an objective."""
+        known = {name for start in INITIALIZATIONS.values() for name in _of_artifacts(start)}
+        return not known.isdisjoint(self.searched or ()) or "initialize_bytes" in self.objectives
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan(Plan):
@@ -84,6 +90,11 @@ class SearchPlan(Plan):
         return sum(study.num_trials for study in self.studies)
 
 
+def _of_artifacts(start: Initialization) -> list[str]:
+    kind = start.options
+    return [] if kind is None else [item.name for item in kind.fields() if item.metadata["changes_artifact"]]
+
+
 def trial_macs(study: StudySpec) -> float:
     """Multiply-accumulates of a full trial of a study, at its most expensive size."""
     return max(total_macs(study.point(study.default_transfer(size)).task.jobs) for size in study.sizes)
@@ -95,11 +106,28 @@ def trial_core_s(study: StudySpec) -> float:
 
 
 def plan_search(grid: GridSpec, search: SearchSpec) -> SearchPlan:
-    """Raises ValueError for a search that cannot be made."""
+    """The studies on base models of every initialization. Raises ValueError for a search that cannot be made."""
     check(grid.transfer.steps > 0, f"{search.method} has no training steps to search over; see --transfer-steps")
     check(len(grid.seeds) == 1, "a search trains with one seed; compare what it finds over seeds with size_grid.py")
-    check(len(grid.transfer.initializations) == 1, "a search takes base models of one initialization; see --transfer-from")
     grid = replace(grid, metrics=(*grid.metrics, *metrics_among(search.objectives)))
+    found = [_plan_of(_with_base_models_of(grid, name), search) for name in grid.transfer.initializations]
+    studies = tuple(study for studies, _ in found for study in studies)
+    names = [study.name for study in studies]
+    check(len(set(names)) == len(names), "studies of several initializations need names of their own; leave --study out")
+    points = [study.point(study.transfer(point)) for study in studies for point in points_of_all_bases(study)]
+    needed_before = [point.forgetting_before for point in points if point.forgetting_before is not None]
+    needs = [Task(job=need) for point in points for need in point.task.needs]
+    excluded = tuple(dict.fromkeys(name for _, names in found for name in names))
+    return SearchPlan(tasks=plan_tasks(needs, scores=needed_before), studies=studies, excluded=excluded)
+
+
+def _with_base_models_of(grid: GridSpec, name: str) -> GridSpec:
+    assert grid.transfer is not None
+    return replace(grid, transfer=replace(grid.transfer, initializations=(name,)))
+
+
+def _plan_of(grid: GridSpec, search: SearchSpec) -> tuple[tuple[StudySpec, ...], tuple[str, ...]]:
+    """The studies on base models of one initialization, and the sizes at which no point keeps to the limits."""
     sizes = _chosen_sizes(grid, search.sizes)
     search = replace(search, sizes=tuple(sizes))
     values = {name: _allowed_values(grid, search, sizes[name]) for name in sizes}
@@ -109,11 +137,7 @@ def plan_search(grid: GridSpec, search: SearchSpec) -> SearchPlan:
     groups = [allowed] if search.is_joint and len(allowed) > 1 else [{name: allowed[name]} for name in allowed]
     studies = tuple(_study(grid, search, {name: sizes[name] for name in group}, group) for group in groups)
     _check_objectives(search, studies)
-    points = [study.point(study.transfer(point)) for study in studies for point in points_of_all_bases(study)]
-    needed_before = [point.forgetting_before for point in points if point.forgetting_before is not None]
-    needs = [Task(job=need) for point in points for need in point.task.needs]
-    excluded = tuple(name for name in sizes if name not in allowed)
-    return SearchPlan(tasks=plan_tasks(needs, scores=needed_before), studies=studies, excluded=excluded)
+    return studies, tuple(name for name in sizes if name not in allowed)
 
 
 def _chosen_sizes(grid: GridSpec, names: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -127,11 +151,12 @@ def _chosen_sizes(grid: GridSpec, names: Sequence[str]) -> dict[str, tuple[int, 
     return {name: sizes[name] for name in names}
 
 
-def _default_settings(grid: GridSpec, method: str) -> TransferSettings:
+def _default_settings(grid: GridSpec, search: SearchSpec) -> TransferSettings:
     """The grid's own settings, which a search starts from."""
-    (settings,) = grid.transfer.settings_of(method)[:1]
+    (settings,) = grid.transfer.settings_of(search.method)[:1]
     start = _start_options(grid)
-    names = [name for name, option in options_to_search(method, grid.transfer.initializations[0]).items() if option.is_start]
+    found = options_to_search(search.method, grid.transfer.initializations[0], artifacts=search.artifacts)
+    names = [name for name, option in found.items() if option.is_start]
     return replace(settings, start={name: getattr(start, name) for name in names})
 
 
@@ -147,7 +172,7 @@ def _transfer(grid: GridSpec, search: SearchSpec, size: tuple[int, int], setting
 
 def _candidates(grid: GridSpec, search: SearchSpec) -> dict[str, list[TransferSettings]]:
     """Settings with each value of each searched option that changes what is stored, by the option's name."""
-    default, found = _default_settings(grid, search.method), {}
+    default, found = _default_settings(grid, search), {}
     for one in default.options:
         for item in one.fields():
             if item.metadata["changes_bytes"] and (search.searched is None or item.name in search.searched):
@@ -161,7 +186,7 @@ def _allowed_values(grid: GridSpec, search: SearchSpec, size: tuple[int, int]) -
     """Values of such options whose points keep to the limits at a size; None if there is no point at all that does."""
     candidates = _candidates(grid, search)
     if not candidates:
-        return {} if _within(search, _transfer(grid, search, size, _default_settings(grid, search.method))) else None
+        return {} if _within(search, _transfer(grid, search, size, _default_settings(grid, search))) else None
     allowed = {
         name: tuple(s.plain()[name] for s in settings if _within(search, _transfer(grid, search, size, s)))
         for name, settings in candidates.items()
@@ -181,7 +206,7 @@ def _within(search: SearchSpec, transfer: TransferSpec) -> bool:
 def _smallest(grid: GridSpec, search: SearchSpec, sizes: dict[str, tuple[int, int]]) -> str:
     """The least that any point of the grid takes of what is limited."""
     candidates = [s for settings in _candidates(grid, search).values() for s in settings]
-    candidates = candidates or [_default_settings(grid, search.method)]
+    candidates = candidates or [_default_settings(grid, search)]
     costs = [_costs(_transfer(grid, search, size, settings)) for size in sizes.values() for settings in candidates]
     return "the least is " + ", ".join(f"{name} {min(cost[name] for cost in costs):,}" for name in search.limits)
 
@@ -195,11 +220,12 @@ def _study(
     space = build_space(
         method=search.method,
         start=grid.transfer.initializations[0],
-        default=_default_settings(grid, search.method),
+        default=_default_settings(grid, search),
         start_options=_start_options(grid),
         base_steps=grid.steps,
         searched=search.searched,
         allowed=allowed,
+        artifacts=search.artifacts,
     )
     spec = StudySpec(
         name=search.study or "",
@@ -218,7 +244,7 @@ def _study(
     )
     _check_forgetting(spec)
     spec.point(spec.default_transfer(next(iter(sizes)))).score.extractor.check_metrics(metrics_among(spec.objectives))
-    name = f"{search.study or study_digest(spec)}-{spec.label.replace(' ', '-')}"
+    name = f"{search.study or study_digest(spec)}-{spec.title.replace(' ', '-')}"
     return replace(spec, name=name)
 
 

@@ -106,20 +106,28 @@ class SearchReport:
         table.add_column("size", no_wrap=True)
         for name in searched:
             table.add_column(name.replace("_", " "), justify="right")
-        for column in ("FID", "defaults' FID"):
-            table.add_column(column, justify="right", no_wrap=True)
+        others = [name for name in self.best[0][0].spec.objectives if name != "fid"]
+        for column in ("FID", "defaults' FID", *others):
+            table.add_column(column.replace("_", " "), justify="right", no_wrap=True)
         for study, size, trial in self.best:
             settings = study.spec.space.settings(trial.params)
             default = self.store.read_record(study.spec.point(study.spec.default_transfer(size)).score)
-            cells = [_shown(settings.plain()[name]) for name in searched]
+            plain = settings.plain()
+            cells = [_shown(plain[name]) if name in plain else "" for name in searched]
             before = "-" if default is None else f"{default.metrics['fid']:.3f}"
-            table.add_row(size, *cells, f"{trial.user_attrs['fid']:.3f}", before)
+            values = dict(zip(study.spec.objectives, trial.values, strict=True))
+            further = [f"{values[name]:,.0f}" if name.endswith("_bytes") else _shown(values[name]) for name in others]
+            table.add_row(study.spec.named(size), *cells, f"{trial.user_attrs['fid']:.3f}", before, *further)
         self.console.print(table)
         self.console.print(f"protocol: {self._protocol(self.best[0][0])}")
 
     def _figures(self) -> list[Path]:
         files = []
-        drawn = {size: (study, trial) for study, size, trial in self.best if SCHEDULE in study.spec.space.default.plain()}
+        drawn = {
+            study.spec.named(size): (study, trial)
+            for study, size, trial in self.best
+            if SCHEDULE in study.spec.space.default.plain()
+        }
         if drawn:
             panels = {size: _schedule_panel(study, trial) for size, (study, trial) in drawn.items()}
             protocol = self._protocol(next(iter(drawn.values()))[0])

@@ -156,14 +156,15 @@ def build_space(
     base_steps: int,
     searched: Sequence[str] | None,
     allowed: Mapping[str, Mapping[str, tuple[Any, ...]]],
+    artifacts: bool = False,
 ) -> SearchSpace:
     """The space of a method on base models of an initialization, which train for `base_steps` with `start_options`.
 
     `searched`: names of options, or None for all that the method has. `allowed`: at each size, the values of options that
-    change what is stored; the size itself is searched if there are several. Raises ValueError if a name is unknown or the
-    method does not have it.
+    change what is stored; the size itself is searched if there are several. `artifacts`: see `options_to_search`. Raises
+    ValueError if a name is unknown or the method does not have it.
     """
-    has = options_to_search(method, start)
+    has = options_to_search(method, start, artifacts=artifacts)
     for name in searched or ():
         check(name in PARAMETERS, f"unknown parameter {name!r}; choose from {', '.join(PARAMETERS)}")
         check(name in has, f"{method} from {start} has no {name}; it has {', '.join(has)}")
@@ -184,12 +185,18 @@ def build_space(
     return SearchSpace(parameters=tuple(parameters), options=tuple(chosen), default=default)
 
 
-def options_to_search(method: str, start: str) -> dict[str, SearchedOption]:
-    """What may be searched of a method on base models of an initialization, in the order in which it is drawn."""
+def options_to_search(method: str, start: str, *, artifacts: bool = False) -> dict[str, SearchedOption]:
+    """What may be searched of a method on base models of an initialization, in the order in which it is drawn.
+
+    `artifacts`: with what needs another artifact for each of its values.
+    """
     own = initialization(start).options
     found = [option for kind in transfer_method(method).options for option in _searched_of(kind)]
     found += [SearchedOption(name=LR, first=LR)]
-    found += [] if own is None else [replace(option, is_start=True) for option in _searched_of(own) if _is_listed(own, option)]
+    if own is not None:
+        costly = {item.name for item in own.fields() if item.metadata["changes_artifact"]}
+        listed = [option for option in _searched_of(own) if _is_listed(own, option)]
+        found += [replace(option, is_start=True) for option in listed if artifacts or option.name not in costly]
     return {option.name: option for option in found}
 
 
@@ -203,7 +210,9 @@ def _searched_of(kind: type[Options]) -> list[SearchedOption]:
     return [SearchedOption(name=name, kind=kind, first=parameters[0].name) for name, parameters in found if parameters]
 
 
-PARAMETERS = tuple(dict.fromkeys(n for m in TRANSFER_METHODS for s in INITIALIZATIONS for n in options_to_search(m, s)))
+PARAMETERS = tuple(
+    dict.fromkeys(n for m in TRANSFER_METHODS for s in INITIALIZATIONS for n in options_to_search(m, s, artifacts=True))
+)
 
 
 def _at_sizes(name: str, allowed: Mapping[str, tuple[Any, ...]]) -> list[Choice]:

@@ -88,9 +88,18 @@ class StudySpec:
     limits: dict[str, int] = field(default_factory=dict)
 
     @property
-    def label(self) -> str:
+    def title(self) -> str:
+        """Method and sizes, as names of studies have them."""
         sizes = list(self.sizes)
         return f"{self.method} {sizes[0] if len(sizes) == 1 else f'{sizes[0]} to {sizes[-1]}'}"
+
+    @property
+    def label(self) -> str:
+        return self.named(self.title)
+
+    def named(self, text: str) -> str:
+        """A text with the initialization of the base models, if it is not the usual one."""
+        return text + ("" if self.initialization == "fine" else f" from {self.initialization}")
 
     def transfer(self, point: Point) -> TransferSpec:
         """The transfer that a point stands for."""
@@ -264,7 +273,9 @@ class ScheduleStudy:
         trial.set_user_attr("transfer_id", transfer.id)
         trial.set_user_attr("size", transfer.size.name)
         self.transfers[transfer.id] = transfer
-        self.labels.setdefault(transfer.id, f"{transfer.size.name} trial {trial.number} {transfer.method_label}")
+        self.labels.setdefault(
+            transfer.id, self.spec.named(f"{transfer.size.name} trial {trial.number} {transfer.method_label}")
+        )
         if transfer.id in self.running:
             self.running[transfer.id].others.append(trial)
             return

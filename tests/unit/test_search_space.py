@@ -6,6 +6,7 @@ import optuna
 import pytest
 
 from fine_core.retention import FAMILIES, RetentionSchedule
+from sweeps.search.objectives import OBJECTIVES
 from tests.searches import GRID, search, spec
 from trainables.specs.options import to_values
 
@@ -145,3 +146,35 @@ def test_bad_searches_are_refused(changes, message):
     with pytest.raises(ValueError) as error:
         search(**changes)
     assert message in str(error.value)
+
+
+def from_initializations(*names: str, **changes):
+    transfer = replace(GRID.transfer, initializations=names)
+    return search(grid=replace(GRID, widths=(32,), methods=names, transfer=transfer), **changes)
+
+
+def test_a_study_for_each_initialization_whose_base_models_are_transferred():
+    studies = from_initializations("fine", "sws", "tleg").studies
+    assert [study.initialization for study in studies] == ["fine", "sws", "tleg"]
+    assert len({study.name for study in studies}) == 3
+    assert [study.label for study in studies] == [f"diff-tuning L2-D32{end}" for end in ("", " from sws", " from tleg")]
+    with pytest.raises(ValueError, match="studies of several initializations need names of their own; leave --study out"):
+        from_initializations("fine", "sws", study="mine")
+
+
+def test_options_that_need_another_artifact_are_searched_only_where_they_are_asked_for():
+    def start_options(**changes):
+        studies = from_initializations("fine", "sws", "tleg", **changes).studies
+        return [{option.name for option in study.space.options if option.is_start} for study in studies]
+
+    assert start_options() == [{"sigma_steps"}, set(), set()]
+    both = start_options(objectives=("fid", "initialize_bytes"))
+    assert both == [{"sigma_steps", "rank_ratio"}, {"stages"}, set()]
+    only = from_initializations("fine", searched=("rank_ratio", "lr"))
+    assert {option.name for option in only.studies[0].space.options} == {"rank_ratio", "lr"}
+    learngenes = {task.job.rank for task in only.tasks if task.job.kind == "learngene"}
+    assert learngenes == {16, 32, 48}, "what any trial may ask for is made before"
+
+
+def test_the_bytes_of_an_initialization_are_an_objective_of_the_result():
+    assert OBJECTIVES["initialize_bytes"].result == "initialize_bytes" and OBJECTIVES["initialize_bytes"].lower_is_better
