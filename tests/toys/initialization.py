@@ -97,7 +97,7 @@ class Toy(Initialization):
     def spec(self, setting: Setting, options: Options | None) -> ToySpec:
         return ToySpec(ancestor=AncestorSpec(model=setting.largest), scale=options.scale)
 
-    def refusal(self, setting: Setting, size: ModelSize) -> str | None:
+    def refusal(self, setting: Setting, options: Options | None, size: ModelSize) -> str | None:
         width = setting.largest.size.width
         return None if size.width == width else f"it makes no width but the ancestor's, {width}"
 

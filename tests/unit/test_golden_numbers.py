@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.tiny import compute, tiny_bank, tiny_base, tiny_learngene, tiny_score, tiny_transfer
+from tests.unit.test_initializations import base_model, in_order, setting_for
+from trainables.initializations import INITIALIZATIONS
+from trainables.specs.models import MilestoneSpec
 from trainables.specs.scorers import ExtractorSpec
 from trainables.specs.transfers import RungSpec
 from trainables.storage.store import Store
@@ -22,12 +25,15 @@ KEPT = ("fid", "forgetting/distance", "held_out_accuracy", "params_trainable", "
 # Another image or timestep shows in the first digits of a loss.
 TOLERANCE = {"fid": 5e-2}
 TIGHT = 1e-3
+ELSEWHERE = ("fine", "scratch", "given")  # the first two have entries of their own, the last trains nothing
 
 
 def jobs() -> dict:
     """Jobs by name, each after what it needs."""
     base, full = tiny_base("fine"), tiny_transfer("full")
     rung = RungSpec(transfer=tiny_transfer("difffit"), step=3)
+    starts = {name: base_model(one, setting_for(one)) for name, one in INITIALIZATIONS.items() if name not in ELSEWHERE}
+    needs = {f"{need.label} {need.id}": need for start in starts.values() for need in in_order(start)}
     return {
         "extractor": ExtractorSpec(dataset="digits"),
         "extractor of the target": ExtractorSpec(dataset="digits-inverted"),
@@ -43,6 +49,9 @@ def jobs() -> dict:
         "score of full": tiny_score(full),
         "score of full, a step replaced": tiny_score(full, replaced_steps=1),
         "score at a rung": tiny_score(rung, extractor=ExtractorSpec(dataset="digits-inverted")),
+        **needs,
+        **{f"base from {name}": start for name, start in starts.items()},
+        "score at a milestone": tiny_score(MilestoneSpec(base=starts["wave"], step=6)),
     }
 
 

@@ -10,20 +10,24 @@ from fine_core.data.registry import load_dataset
 from fine_core.dit import ModelSize
 from tests.tiny import DyingContext, Killed, compute, random_dit, same, tiny_config
 from trainables.initializations import INITIALIZATIONS, Setting, initialization
+from trainables.initializations.inheriting import Inheriting
 from trainables.jobs.inputs import publish_source, source_spec
 from trainables.jobs.kind import Role
 from trainables.jobs.registry import JOB_KINDS, kind_of
 from trainables.specs.base import TrainingSpec
 from trainables.specs.identity import from_json, to_json
+from trainables.specs.inherited import InheritedSpec
 from trainables.specs.models import BaseModelSpec, InitializationSpec
 from trainables.specs.options import from_values
+from trainables.storage.files import INHERITED_FILE
 from trainables.storage.store import Store
 from trainables.training.batches import DenoisingBatches
 from trainables.training.context import LocalContext
 from trainables.training.loop import train
 
 # Options that make an initialization's artifacts and phases take seconds, by their whole names.
-QUICK = {"fine.sigma_steps": 4, "fine.source_steps": 6, "fine.als_sweeps": 2}
+QUICK = {"fine.sigma_steps": 4, "fine.als_sweeps": 2, "per-layer-svd.sigma_steps": 4, "wave.scaler_steps": 4}
+QUICK |= {"ligo.growth_steps": 4, "sws.stages": 2, "heur-lg.blocks": 1, "auto-lg.blocks": 2}
 STEPS = 8
 
 
@@ -36,9 +40,11 @@ def setting_for(start, *, source=None) -> Setting:
     return Setting(
         dataset="digits",
         largest=tiny_config(depth=3),
+        smallest=tiny_config(depth=2 if source is None else 3),
         widths=(8, 16),
         training=TrainingSpec(steps=STEPS, batch_size=16),
         source=source,
+        source_steps=6,
     )
 
 
@@ -50,9 +56,9 @@ def base_model(start, setting, size: ModelSize | None = None, seed: int = 0) -> 
     asked = [size or ModelSize(depth=2, width=16, num_heads=2)]
     return BaseModelSpec(
         initialization=start.spec(setting, options_for(start)),
-        model=replace(setting.largest, size=start.sizes(setting, asked)[0]),
+        model=replace(setting.largest, size=start.sizes(setting, options_for(start), asked)[0]),
         dataset=setting.dataset,
-        training=setting.training_for(start.steps(STEPS)),
+        training=setting.training_for(start.steps(setting, options_for(start), STEPS)),
         seed=seed,
     )
 
@@ -144,8 +150,58 @@ def test_stored_bytes_are_those_that_are_predicted(made, tmp_path):
     files = [(need, kind_of(need).kept) for need in job.needs]
     shared = [store.record(n).files[k.file].bytes for n, k in files if k is not None and k.role is Role.INITIALIZE]
     assert record.metrics["initialize_bytes"] == sum(shared)
+    for need in job.needs:
+        if isinstance(need, InheritedSpec):
+            assert kind_of(need).result_bytes(need) == store.record(need).files[INHERITED_FILE].bytes
+
+
+def test_what_its_artifacts_took_is_charged_to_it_with_the_ancestor(made):
+    _, job, store = made
+    for need in job.needs:
+        if isinstance(need, InheritedSpec):
+            metrics = store.record(need).metrics
+            assert metrics["one_off_steps"] == 6, "the steps of the ancestor, or its own"
+            trained = store.record(need.ancestor or need).metrics
+            assert metrics["one_off_s"] >= trained["train_s"] > 0
+
+
+def test_sizes_that_it_cannot_make_are_refused_in_one_line_and_the_others_start(start):
+    setting = setting_for(start, source=source_spec(random_dit(depth=3)) if start.needs_source else None)
+    asked = [ModelSize(depth=depth, width=width, num_heads=width // 8) for depth, width in ((1, 8), (2, 16), (5, 16), (3, 32))]
+    made = start.sizes(setting, options_for(start), asked)
+    for size in asked:
+        reason = start.refusal(setting, options_for(start), size)
+        assert reason is None or ("\n" not in reason and len(reason) > 10)
+        assert start.needs_source or (size in made) == (reason is None)
+
+
+def test_free_steps_come_on_top_of_those_of_the_coefficients(start):
+    setting = setting_for(start, source=source_spec(random_dit(depth=3)) if start.needs_source else None)
+    spec = start.spec(setting, options_for(start))
+    free = start.steps(replace(setting, counts_free_steps=True), options_for(start), STEPS)
+    assert start.name == "given" or free == STEPS + spec.coefficient_steps
+    assert start.name == "given" or start.steps(setting, options_for(start), STEPS) == STEPS
+
+
+def test_a_given_model_is_inherited_from_without_any_step(start, tmp_path):
+    store, given = Store(tmp_path / "store"), random_dit(depth=3)
+    source = source_spec(given)
+    publish_source(source, given, store)
+    if not isinstance(start, Inheriting):
+        pytest.skip("it inherits from nothing")
+    job = base_model(start, setting_for(start, source=source), ModelSize(depth=3, width=16, num_heads=2))
+    (inherited,) = job.needs
+    assert inherited.needs == (source,) and inherited.total_steps == 0
+    record = compute(inherited, store, LocalContext(tmp_path / "context"))
+    assert record.metrics["one_off_steps"] == 0
+    model = start.recipe(job, store).model_for(0, None)
+    assert model.config == job.model and finite(model)
+
+
+def finite(model) -> bool:
+    return all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
 def test_an_unknown_one_is_refused_with_the_choices():
-    with pytest.raises(ValueError, match="unknown initialization 'magic'; choose from fine, scratch, given"):
+    with pytest.raises(ValueError, match="unknown initialization 'magic'; choose from fine, scratch, he, "):
         initialization("magic")

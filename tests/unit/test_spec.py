@@ -7,12 +7,15 @@ from typing import ClassVar
 import pytest
 
 from fine_core.evaluation.protocol import EvaluationSpec
+from fine_core.initializers.kept_blocks import KeptBlocks
+from fine_core.initializers.tleg import Tleg
 from fine_core.sampling.sampler import SamplerSpec
 from tests.tiny import TINY_EVALUATION, tiny_bank, tiny_base, tiny_config, tiny_learngene, tiny_score, tiny_transfer
 from trainables.specs.base import FileSpec, JobSpec, SourceSpec, TrainingSpec, VaeSpec
 from trainables.specs.from_record import OldRecord, job_from_record
 from trainables.specs.identity import TYPES, added, from_json, id_of, spec, to_json
-from trainables.specs.models import DecompositionSpec, FineSpec, GivenSpec, model_config
+from trainables.specs.inherited import AncestorSpec, InheritedSpec, InheritingSpec
+from trainables.specs.models import DecompositionSpec, FineSpec, GivenSpec, MilestoneSpec, model_config
 from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
 from trainables.specs.scores import null_label
 from trainables.specs.transfers import RungSpec, TransferSpec
@@ -106,6 +109,13 @@ def tiny_specs() -> list[JobSpec]:
     extractor = ExtractorSpec(dataset="digits")
     given = GivenExtractorSpec(dataset="digits", extractor=file, format="torchscript", weights_sha256="d" * 64)
     rung = RungSpec(transfer=transfer, step=2)
+    training = TrainingSpec(steps=6, batch_size=16)
+    ancestor = AncestorSpec(dataset="digits", model=tiny_config(depth=3), training=training)
+    own_form = InheritedSpec(
+        initialization="tleg", form=Tleg(), dataset="digits", model=tiny_config(depth=3), training=training
+    )
+    kept = replace(own_form, initialization="heur-lg", form=KeptBlocks(blocks=1, top=True), ancestor=ancestor)
+    inheriting = replace(base, initialization=InheritingSpec(name="heur-lg", inherited=kept))
     return [
         extractor, given, replace(given, reference=FileSpec(sha256="e" * 64, name="reference.npz"), vae=vae),
         file, vae, source, decomposition, tiny_learngene(), learngene,
@@ -116,6 +126,8 @@ def tiny_specs() -> list[JobSpec]:
         tiny_score(transfer, evaluation=null_label(TINY_EVALUATION), extractor=extractor),
         tiny_score(rung, extractor=ExtractorSpec(dataset="digits-inverted")),
         tiny_score(source), tiny_score(decomposition), tiny_score(learngene),
+        ancestor, replace(ancestor, seed=1), own_form, kept, replace(kept, form=KeptBlocks(blocks=1, top=False)), inheriting,
+        tiny_score(MilestoneSpec(base=base, step=3)), tiny_score(MilestoneSpec(base=inheriting, step=0)),
     ]  # fmt: skip
 
 

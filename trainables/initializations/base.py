@@ -19,14 +19,20 @@ from trainables.training.loop import Recipe
 class Setting:
     """What a grid gives to its initializations.
 
-    `largest`: the model of its largest size, or the given model's. `training`: that of its base models.
+    `largest`: the model of its largest size, or the given model's; `smallest`: of its smallest size, or the given model's.
+    `training`: that of its base models; `source_steps`, `source_seed`: of what is pre-trained once for all sizes.
+    `counts_free_steps`: whether the steps asked for are those in which everything is trained, or all.
     """
 
     dataset: str
     largest: DiTConfig
+    smallest: DiTConfig
     widths: tuple[int, ...]
     training: TrainingSpec
     source: SourceSpec | None
+    source_steps: int
+    source_seed: int = 0
+    counts_free_steps: bool = False
 
     def training_for(self, steps: int) -> TrainingSpec:
         """The same training for another number of steps."""
@@ -50,15 +56,15 @@ class Initialization(ABC):
     def recipe(self, job: BaseModelSpec, store: Store) -> Recipe:
         """How one is trained. Loads what the job needs."""
 
-    def refusal(self, setting: Setting, size: ModelSize) -> str | None:
+    def refusal(self, setting: Setting, options: Options | None, size: ModelSize) -> str | None:
         """Why it cannot make a size, and which it can; None if it can."""
         return None
 
-    def sizes(self, setting: Setting, asked: Sequence[ModelSize]) -> list[ModelSize]:
+    def sizes(self, setting: Setting, options: Options | None, asked: Sequence[ModelSize]) -> list[ModelSize]:
         """The sizes of a grid that it makes."""
-        return [size for size in asked if self.refusal(setting, size) is None]
+        return [size for size in asked if self.refusal(setting, options, size) is None]
 
-    def steps(self, asked: int) -> int:
+    def steps(self, setting: Setting, options: Options | None, asked: int) -> int:
         """Training steps of its base models, where a grid asks for so many."""
         return asked
 

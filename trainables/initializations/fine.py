@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from fine_core.dit import ModelSize
 from fine_core.initializers.fine.learngene import SIGMA_INITS, WIDTH_MODES, Learngene
+from fine_core.initializers.inherited import other_head_size
 from fine_core.initializers.rebuilt import merge
 from fine_core.randomness import stream_seed
 from trainables.initializations.base import Initialization, Setting
@@ -39,8 +41,13 @@ class FineOptions(Options):
         choices=WIDTH_MODES,
         old_names=("--width-mode",),
     )
-    source_steps: int = option(300_000, "pre-training steps of the learngene", old_names=("--source-steps",))
-    rank_ratio: float = option(1.0, "rank of the factors divided by the learngene's width", old_names=("--rank-ratio",))
+    rank_ratio: float = option(
+        1.0,
+        "rank of the factors divided by the learngene's width",
+        search=Choice(name="rank_ratio", values=(0.5, 1.0, 1.5)),
+        changes_artifact=True,
+        old_names=("--rank-ratio",),
+    )
     als_sweeps: int = option(
         50, "iterations of alternating least squares in the decomposition of --source", old_names=("--als-sweeps",)
     )
@@ -106,7 +113,7 @@ class Fine(Initialization):
     def _learngene(setting: Setting, options: FineOptions) -> LearngeneSpec:
         """As deep and wide as the grid's largest model, or as the given one, which it is decomposed from."""
         width = setting.largest.size.width
-        nested = tuple(sorted(set(setting.widths) - {width})) if options.width_mode == "nested" else ()
+        nested = tuple(sorted(w for w in set(setting.widths) if w < width)) if options.width_mode == "nested" else ()
         rank = max(1, round(options.rank_ratio * width))
         decomposition = None
         if setting.source is not None:
@@ -118,10 +125,18 @@ class Fine(Initialization):
             model=setting.largest,
             rank=rank,
             nested_widths=nested,
-            training=setting.training_for(options.source_steps),
+            training=setting.training_for(setting.source_steps),
             decomposition=decomposition,
             teacher_weight=0.0 if decomposition is None else options.teacher_weight,
+            seed=setting.source_seed,
         )
+
+    def refusal(self, setting: Setting, options: Options | None, size: ModelSize) -> str | None:
+        return other_head_size(setting.largest.size, size)
+
+    def steps(self, setting: Setting, options: Options | None, asked: int) -> int:
+        assert isinstance(options, FineOptions)
+        return asked + (options.sigma_steps if setting.counts_free_steps else 0)
 
     def recipe(self, job: BaseModelSpec, store: Store) -> FineRecipe:
         assert isinstance(job.initialization, FineSpec)

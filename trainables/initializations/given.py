@@ -41,11 +41,11 @@ class Given(Initialization):
             raise ValueError("initialization 'given' is the model of --source; name one")
         return GivenSpec(source=setting.source)
 
-    def sizes(self, setting: Setting, asked: Sequence[ModelSize]) -> list[ModelSize]:
+    def sizes(self, setting: Setting, options: Options | None, asked: Sequence[ModelSize]) -> list[ModelSize]:
         """Its own, whatever is asked."""
         return [setting.largest.size]
 
-    def steps(self, asked: int) -> int:
+    def steps(self, setting: Setting, options: Options | None, asked: int) -> int:
         return 0
 
     def recipe(self, job: BaseModelSpec, store: Store) -> GivenRecipe:

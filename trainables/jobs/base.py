@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import nn
+
 from fine_core.checkpoints.native import load_model, save_model
 from fine_core.data.registry import load_dataset
 from fine_core.dit import DiT, count_macs, count_parameters
@@ -16,7 +18,27 @@ from trainables.specs.models import BaseModelSpec
 from trainables.storage.files import MODEL_FILE
 from trainables.storage.store import Store
 from trainables.training.batches import DenoisingBatches
-from trainables.training.loop import train
+from trainables.training.loop import Progress, train
+
+
+def train_base(job: BaseModelSpec, context: JobContext, *, until_step: int | None = None) -> tuple[nn.Module, Progress]:
+    """Train a base model to its end, or to a milestone."""
+    batches = DenoisingBatches(
+        load_dataset(job.dataset, "train"),
+        job.training,
+        null_label=job.model.num_classes,
+        seed=job.data_seed,
+        device=context.run.device,
+    )
+    return train(
+        initialization(job.initialization.name).recipe(job, context.store),
+        batches=batches,
+        training=job.training,
+        run=context.run,
+        checkpoint_every_steps=context.checkpoint_every_steps,
+        until_step=until_step,
+        milestones=context.milestones,
+    )
 
 
 class BaseKind(JobKind):
@@ -34,18 +56,8 @@ class BaseKind(JobKind):
 
     def run(self, job: BaseModelSpec, context: JobContext) -> Result:
         store, run = context.store, context.run
-        batches = DenoisingBatches(
-            load_dataset(job.dataset, "train"),
-            job.training,
-            null_label=job.model.num_classes,
-            seed=job.data_seed,
-            device=run.device,
-        )
+        model, progress = train_base(job, context)
         start = initialization(job.initialization.name)
-        recipe = start.recipe(job, store)
-        model, progress = train(
-            recipe, batches=batches, training=job.training, run=run, checkpoint_every_steps=context.checkpoint_every_steps
-        )
         if run.rank != 0:
             return Result(served=model)
         save_model(model, context.folder / MODEL_FILE)

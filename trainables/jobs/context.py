@@ -12,12 +12,13 @@ from trainables.specs.base import JobSpec
 from trainables.storage.record import History
 from trainables.storage.store import Store
 from trainables.training.context import RunContext
+from trainables.training.loop import Milestones
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobContext:
     """`folder`: where rank 0 leaves the files to be stored. `load`: gives the model that a finished job has made. `served`:
-    the model to score, where it is in memory already."""
+    the model to score, where it is in memory already. `milestones`: what is done on the way of a base model's training."""
 
     store: Store
     run: RunContext
@@ -25,6 +26,7 @@ class JobContext:
     checkpoint_every_steps: int
     load: Callable[[JobSpec], DiT]
     served: DiT | None = None
+    milestones: Milestones = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,11 +30,12 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """The file of a job that is kept for good. `seconds`: the metric that says what it took to make."""
+    """The file of a job that is kept for good. `seconds`, `steps`: the metrics that say what it took to make."""
 
     file: str
     role: Role
     seconds: str
+    steps: str | None = None
 
 
 class JobKind(ABC):

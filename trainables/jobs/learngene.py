@@ -92,7 +92,7 @@ class DecompositionKind(_LearngeneKind):
 class LearngeneKind(_LearngeneKind):
     name = "learngene"
     workers = Workers.ALL
-    kept: ClassVar = Kept(file=LEARNGENE_FILE, role=Role.INITIALIZE, seconds="train_s")
+    kept: ClassVar = Kept(file=LEARNGENE_FILE, role=Role.INITIALIZE, seconds="train_s", steps="train_steps")
 
     def stage(self, job: LearngeneSpec) -> str:
         return "source" if job.decomposition is None else "learngene"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fine_core.data.by_path import is_by_path
 from fine_core.data.registry import load_dataset
@@ -13,11 +15,13 @@ from trainables.jobs.context import JobContext, Result
 from trainables.jobs.registry import kind_of
 from trainables.specs.base import JobSpec
 from trainables.specs.identity import to_json
+from trainables.specs.scores import ScoreSpec
 from trainables.specs.tasks import Task
 from trainables.storage.provenance import PeakMemory, provenance
 from trainables.storage.record import Record
 from trainables.storage.store import Store, StoreError
 from trainables.training.context import RunContext
+from trainables.training.loop import Milestones
 from trainables.training.reproducible import make_reproducible
 
 
@@ -25,13 +29,37 @@ def run_task(task: Task, store_location: str, run: RunContext, *, checkpoint_eve
     """Compute a job and its scores and publish their records; what the store has already is not computed again."""
     store = Store(store_location)
     make_reproducible(run.device)
-    served = run_job(task.job, store, run, checkpoint_every_steps=checkpoint_every_steps).served
+    settings: dict[str, Any] = {"store": store, "run": run, "checkpoint_every_steps": checkpoint_every_steps}
+    served = run_job(task.job, milestones=_milestones(task, settings), **settings).served
     for score in task.scores:
-        run_job(score, store, run, checkpoint_every_steps=checkpoint_every_steps, served=served)
+        run_job(score, served=served if score.partial is None else None, **settings)
     run.report({"published": True}, None)
 
 
-def run_job(job: JobSpec, store: Store, run: RunContext, *, checkpoint_every_steps: int, served: DiT | None = None) -> Result:
+def _milestones(task: Task, settings: dict[str, Any]) -> Milestones:
+    """The scores of a task's model that are taken while it trains. What is missed so, such as by a training that was finished
+    before it was asked for, is scored afterwards, of the same steps taken again."""
+
+    def score_all(scores: list[ScoreSpec], model: DiT) -> None:
+        for score in scores:
+            run_job(score, served=model, **settings)
+
+    by_step: dict[int, list[ScoreSpec]] = {}
+    for score in task.scores:
+        if score.partial is not None:
+            by_step.setdefault(score.partial.step, []).append(score)
+    return {step: partial(score_all, scores) for step, scores in by_step.items()}
+
+
+def run_job(
+    job: JobSpec,
+    store: Store,
+    run: RunContext,
+    *,
+    checkpoint_every_steps: int,
+    served: DiT | None = None,
+    milestones: Milestones | None = None,
+) -> Result:
     """Compute one job and publish its record. `served`: the model to score, where it is in memory already."""
     if run.agreed(run.rank == 0 and store.is_finished(job)):
         return Result()
@@ -45,6 +73,7 @@ def run_job(job: JobSpec, store: Store, run: RunContext, *, checkpoint_every_ste
             checkpoint_every_steps=checkpoint_every_steps,
             load=lambda made: load_served(made, store),
             served=served,
+            milestones=milestones or {},
         )
         result = kind_of(job).run(job, context)
         if run.rank == 0:

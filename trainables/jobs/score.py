@@ -18,12 +18,15 @@ from fine_core.evaluation.finite import check_finite_model, not_finite
 from fine_core.evaluation.metrics.asked import compute_metrics, needs_of, obtainable
 from fine_core.evaluation.protocol import EvaluationSpec, Protocol
 from fine_core.evaluation.samples import SampleBuilder, fields_of
+from fine_core.initializers.rebuilt import RebuiltDiT, merge
 from fine_core.sampling.draw import Tail, draw_batch
+from trainables.jobs.base import train_base
 from trainables.jobs.context import JobContext, Result
 from trainables.jobs.kind import JobKind
 from trainables.jobs.scorer import Scorer, load_scorer
 from trainables.jobs.transfer import load_base, tune
 from trainables.jobs.work import Work
+from trainables.specs.models import MilestoneSpec
 from trainables.specs.scores import ScoreSpec
 from trainables.specs.transfers import RungSpec, TransferSpec
 from trainables.storage.files import SAMPLES_FILE
@@ -44,7 +47,7 @@ class ScoreKind(JobKind):
 
     def work(self, job: ScoreSpec) -> Work:
         evaluation, steps, batch_size = job.evaluation, 0, 0
-        if job.rung is not None:
+        if job.rung is not None:  # a milestone is scored on the way of a training that is counted itself
             steps, batch_size = job.rung.step, job.rung.transfer.training.batch_size
         images = {"images": evaluation.num_samples, "images_at_once": evaluation.batch_size, "sampler": evaluation.sampler}
         return Work(model=job.model, steps=steps, batch_size=batch_size, **images)
@@ -62,6 +65,9 @@ class ScoreKind(JobKind):
             tuned = tune(job.scored.transfer, context, until_step=job.scored.step)
             served, history = tuned.served, tuned.progress.history
             train_s = {"train_s": tuned.progress.train_s}
+        elif served is None and isinstance(job.scored, MilestoneSpec):
+            trained, _ = train_base(job.scored.base, context, until_step=job.scored.step)
+            served = merge(trained) if isinstance(trained, RebuiltDiT) else trained
         elif served is None:
             served = context.load(job.scored)
         started = time.perf_counter()

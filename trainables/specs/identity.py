@@ -34,6 +34,13 @@ def spec(tag: str) -> Callable[[Class], Class]:
     return register
 
 
+def known_as(tag: str, cls: type) -> None:
+    """Let ids and records know a frozen dataclass that is a part of specs, such as one of `fine_core`, by `tag`."""
+    if TYPES.setdefault(tag, cls) is not cls:
+        raise ValueError(f"type tag {tag!r} is taken by {TYPES[tag].__qualname__}")
+    setattr(cls, "type_tag", tag)  # noqa: B010 (an attribute that the class itself does not declare)
+
+
 def added(introduced: Any, *, default: Any = MISSING) -> Any:
     """A field that was added to a spec after records of it existed: `introduced` is what those records stand for."""
     return field(default=introduced if default is MISSING else default, metadata={_INTRODUCED: introduced})

@@ -10,6 +10,11 @@ from trainables.specs.base import JobSpec, SourceSpec, TrainingJobSpec, Training
 from trainables.specs.identity import spec
 
 
+def of_seed(seed: int) -> str:
+    """What tells artifacts of another seed than 0 apart."""
+    return f" seed {seed}" if seed else ""
+
+
 @spec("decomposition")
 class DecompositionSpec(JobSpec):
     """A learngene decomposed from a given model (FINE, first version): joint SVD, then alternating least squares."""
@@ -62,7 +67,8 @@ class LearngeneSpec(TrainingJobSpec):
 
     @property
     def label(self) -> str:
-        return "learngene" if self.decomposition is None else "learngene of the imported model"
+        name = "learngene" if self.decomposition is None else "learngene of the imported model"
+        return name + of_seed(self.seed)
 
     @property
     def needs(self) -> tuple[JobSpec, ...]:
@@ -85,6 +91,16 @@ class InitializationSpec:
     def details(self) -> dict[str, int]:
         """Settings that tell base models of one initialization and size apart."""
         return {}
+
+    @property
+    def coefficient_steps(self) -> int:
+        """Steps of a base model in which only what the start leaves open is trained, before everything is."""
+        return 0
+
+    @property
+    def source_seed(self) -> int:
+        """The seed of what is pre-trained once for all sizes; 0 where there is nothing."""
+        return 0
 
     def check_steps(self, steps: int) -> None:
         """Raises ValueError if a base model that trains for so many steps cannot start so."""
@@ -132,6 +148,14 @@ class FineSpec(InitializationSpec):
     def details(self) -> dict[str, int]:
         return {"sigma_steps": self.sigma_steps}
 
+    @property
+    def coefficient_steps(self) -> int:
+        return self.sigma_steps
+
+    @property
+    def source_seed(self) -> int:
+        return self.learngene.seed
+
     def check_steps(self, steps: int) -> None:
         sigma_steps = self.sigma_steps
         check(0 <= sigma_steps <= steps, f"sigma_steps is {sigma_steps}; it must be between 0 and steps ({steps})")
@@ -168,7 +192,8 @@ class BaseModelSpec(PointSpec):
 
     @property
     def label(self) -> str:
-        return f"{self.initialization.name} {self.size.name} seed {self.seed}"
+        source = self.initialization.source_seed
+        return f"{self.initialization.name} {self.size.name} seed {self.seed}" + (f" of source seed {source}" if source else "")
 
     @property
     def needs(self) -> tuple[JobSpec, ...]:
@@ -183,6 +208,22 @@ class BaseModelSpec(PointSpec):
     def base(self) -> BaseModelSpec:
         """Itself: of a transfer, what it was made from."""
         return self
+
+
+@spec("milestone")
+class MilestoneSpec:
+    """A base model after its first `step` training steps (0: as it starts), to be scored. Nothing of it is stored."""
+
+    base: BaseModelSpec
+    step: int
+
+    def __post_init__(self) -> None:
+        steps = self.base.training.steps
+        check(0 <= self.step < steps, f"a milestone at step {self.step} is not within the base model's {steps} steps")
+
+    @property
+    def trained(self) -> BaseModelSpec:
+        return self.base
 
 
 def model_config(dataset: str, size: ModelSize, *, patch_size: int, parameterization: str = "ddpm") -> DiTConfig:

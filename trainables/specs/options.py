@@ -56,16 +56,19 @@ def option(
     choices: tuple[str, ...] = (),
     search: Parameter | None = None,
     changes_bytes: bool = False,
+    changes_artifact: bool = False,
     label: str | None = None,
     old_names: tuple[str, ...] = (),
 ) -> Any:
     """A field of an options class.
 
     `help` is for the command line, `choices` are the allowed texts. `search`: where a search may look by default.
-    `changes_bytes`: whether what is stored grows with it. `label`: format string of the value in labels, at the default too.
-    `old_names`: earlier names of the command-line option.
+    `changes_bytes`: whether what is stored grows with it. `changes_artifact`: whether each value needs another artifact, made
+    once for all sizes: a search looks there only where it is asked to. `label`: format string of the value in labels, at the
+    default too. `old_names`: earlier names of the command-line option.
     """
     about = {"help": help, "choices": choices, "search": search, "changes_bytes": changes_bytes}
+    about["changes_artifact"] = changes_artifact
     return field(default=default, metadata={**about, "label": label, "old_names": old_names})
 
 

@@ -10,11 +10,11 @@ from fine_core.evaluation.protocol import EvaluationSpec
 from fine_core.sampling.schedulers import check_sampler_fits
 from trainables.specs.base import JobSpec, SourceSpec, check
 from trainables.specs.identity import spec
-from trainables.specs.models import BaseModelSpec, DecompositionSpec, LearngeneSpec
+from trainables.specs.models import BaseModelSpec, DecompositionSpec, LearngeneSpec, MilestoneSpec
 from trainables.specs.scorers import ExtractorSpec
 from trainables.specs.transfers import RungSpec, TransferSpec
 
-Scored = BaseModelSpec | TransferSpec | RungSpec | SourceSpec | DecompositionSpec | LearngeneSpec
+Scored = BaseModelSpec | TransferSpec | RungSpec | MilestoneSpec | SourceSpec | DecompositionSpec | LearngeneSpec
 
 
 @spec("score")
@@ -47,39 +47,44 @@ class ScoreSpec(JobSpec):
         return self.extractor.dataset
 
     @property
-    def model(self) -> DiTConfig:
-        return self.scored.transfer.model if isinstance(self.scored, RungSpec) else self.scored.model
-
-    @property
-    def trained(self) -> JobSpec:
-        """The job that makes the scored model."""
-        return self.scored.transfer if isinstance(self.scored, RungSpec) else self.scored
+    def partial(self) -> RungSpec | MilestoneSpec | None:
+        """What is scored, where it is a training on its way."""
+        return self.scored if isinstance(self.scored, RungSpec | MilestoneSpec) else None
 
     @property
     def rung(self) -> RungSpec | None:
         return self.scored if isinstance(self.scored, RungSpec) else None
 
     @property
+    def model(self) -> DiTConfig:
+        return self.trained.model  # type: ignore[attr-defined]
+
+    @property
+    def trained(self) -> JobSpec:
+        """The job that makes the scored model."""
+        return self.scored.trained if isinstance(self.scored, RungSpec | MilestoneSpec) else self.scored
+
+    @property
     def label(self) -> str:
-        if isinstance(self.scored, RungSpec):
-            return f"{self.scored.transfer.label} to step {self.scored.step}"
+        if self.partial is not None:
+            return f"{self.trained.label} to step {self.partial.step}"
         what = f", {self.replaced_steps} steps of its base" if self.replaced_steps else ""
-        return f"score of {self.scored.label}{what}"
+        return f"score of {self.trained.label}{what}"
 
     @property
     def needs(self) -> tuple[JobSpec, ...]:
-        if isinstance(self.scored, RungSpec):
-            return (self.extractor, *self.scored.transfer.needs)
+        if self.partial is not None:
+            return (self.extractor, *self.trained.needs)
         base = (self.scored.base,) if isinstance(self.scored, TransferSpec) else ()  # a delta is nothing without it
-        return (self.extractor, self.scored, *base)
+        return (self.extractor, self.trained, *base)
 
     @property
     def run_id(self) -> str:
-        return self.scored.transfer.run_id if isinstance(self.scored, RungSpec) else self.id
+        return self.id if self.partial is None else self.trained.run_id
 
     @property
     def total_steps(self) -> int:
-        return self.scored.step if isinstance(self.scored, RungSpec) else 0
+        return 0 if self.rung is None else self.rung.step  # a milestone is passed on the way of its base model
 
 
 def null_label(evaluation: EvaluationSpec) -> EvaluationSpec:

@@ -138,3 +138,7 @@ class RungSpec:
     def __post_init__(self) -> None:
         steps = self.transfer.training.steps
         check(0 < self.step < steps, f"a rung at step {self.step} is not within the transfer's {steps} steps")
+
+    @property
+    def trained(self) -> TransferSpec:
+        return self.transfer

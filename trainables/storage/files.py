@@ -2,7 +2,8 @@
 
 EXTRACTOR_FILE, REFERENCE_FILE = "extractor.safetensors", "reference.safetensors"
 LEARNGENE_FILE = "learngene.safetensors"
-MODEL_FILE = "model.safetensors"  # of a base model
+INHERITED_FILE = "inherited.safetensors"
+MODEL_FILE = "model.safetensors"  # of a base model, and of an ancestor
 DELTA_FILE = "delta.safetensors"  # of a transfer: what it changed
 BANK_FILE = "bank.parquet"
 SAMPLES_FILE = "samples.png"

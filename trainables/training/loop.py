@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fine_core.denoiser import denoiser_of
-from fine_core.dit import DiTConfig, count_macs
+from fine_core.dit import DiT, DiTConfig, count_macs
 from fine_core.evaluation.finite import check_finite_model
 from fine_core.parameterizations import PARAMETERIZATIONS
 from fine_core.parameterizations.losses import training_losses
@@ -42,6 +43,10 @@ class Recipe(Protocol):
 
     def forward_options(self, step: int) -> dict[str, Any]:
         """Keyword arguments of the model's forward pass in this step."""
+
+
+# By the steps taken: what is done with a dense copy of the model as it is then, with averaged weights.
+Milestones = Mapping[int, Callable[[DiT], None]]
 
 
 class TrainingDiverged(RuntimeError):
@@ -77,10 +82,12 @@ def train(
     run: RunContext,
     checkpoint_every_steps: int,
     until_step: int | None = None,
+    milestones: Milestones | None = None,
 ) -> tuple[nn.Module, Progress]:
     """Run all phases from the latest checkpoint on; returns the last model with averaged weights.
 
-    With `until_step` the run stops there, checkpointed: without it, it goes on as if it had never stopped. Raises
+    With `until_step` the run stops there, checkpointed: without it, it goes on as if it had never stopped. `milestones` that
+    are passed before the run starts are left out. Raises
     TrainingDiverged on a loss and NotFinite on weights that are not finite, ValueError if the batch does not divide among the
     workers.
     """
@@ -88,7 +95,7 @@ def train(
         raise ValueError(f"batch_size {training.batch_size} does not divide among {run.num_workers} workers")
     check_precision(training.precision, run.device)
     with products_in(training.precision):
-        return _train(recipe, batches, training, run, checkpoint_every_steps, until_step)
+        return _train(recipe, batches, training, run, checkpoint_every_steps, until_step, milestones or {})
 
 
 def _train(
@@ -98,6 +105,7 @@ def _train(
     run: RunContext,
     checkpoint_every_steps: int,
     until_step: int | None,
+    milestones: Milestones,
 ) -> tuple[nn.Module, Progress]:
     state = restore_checkpoint(run)
     if state is not None and until_step is not None and state["progress"]["step"] > until_step:
@@ -131,6 +139,8 @@ def _train(
             trainer.load_state(state)
             state = None
         progress.phase = index
+        if progress.step == 0 and 0 in milestones:
+            milestones[0](trainer.averaged())
         losses: list[Tensor] = []  # stay on the device until the next report
         started = time.perf_counter()
         reported_step = progress.step
@@ -139,6 +149,10 @@ def _train(
             loss = trainer.step(loss_of_samples, batch, images, recipe.forward_options(step), step - first_step)
             losses.append(loss)
             progress.step = step + 1
+            if progress.step in milestones:
+                paused = time.perf_counter()
+                milestones[progress.step](trainer.averaged())
+                started += time.perf_counter() - paused
             if progress.step % checkpoint_every_steps == 0 or progress.step == end:
                 new_entries = _mean_losses(progress.step, run.mean(torch.stack(losses)).tolist())
                 progress.history += new_entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from fine_core.initializers.rebuilt import RebuiltDiT
+from fine_core.dit import DiT
+from fine_core.initializers.rebuilt import RebuiltDiT, merge
 from trainables.specs.base import TrainingSpec
 from trainables.storage.warning import warn_once
 from trainables.training.batches import Batch
@@ -118,6 +120,16 @@ class PhaseTrainer:
         """Before a step starts again: nothing of the attempt may stay."""
         self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def averaged(self) -> DiT:
+        """A dense copy with the averaged weights, as the training would end with here."""
+        model = copy.deepcopy(self.model)
+        own = dict(model.named_parameters())
+        for name, average in zip(self.trainable, self.ema, strict=True):
+            own[name].copy_(average)
+        restore(model)
+        return merge(model) if isinstance(model, RebuiltDiT) else model
 
     @torch.no_grad()
     def finish(self) -> nn.Module:
