@@ -30,11 +30,12 @@ from trainables.specs.tasks import Task
 from trainables.storage.store import Store
 from trainables.training.context import LocalContext
 
+SOURCE_STEPS = 200
 SIZE_GRID = Path(__file__).parents[1] / "sweeps" / "size_grid.py"
 
 
 def _options(steps: int) -> dict[str, int]:
-    return {"fine.sigma_steps": steps // 3, "fine.source_steps": 200}
+    return {"fine.sigma_steps": steps // 3}
 
 
 def _compute(task: Task, location: str) -> None:
@@ -60,6 +61,7 @@ def _loop(plan: Plan, folder: str, slots: int) -> dict[str, float]:
 
 def _sweep(plan: Plan, folder: str, steps: int) -> dict[str, float]:
     options = [f"--{name.replace('.', '-').replace('_', '-')}={value}" for name, value in _options(steps).items()]
+    options.append(f"--source-steps={SOURCE_STEPS}")
     options += [f"--steps={steps}", "--transfer=none", f"--storage-path={folder}"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     started = time.perf_counter()
@@ -75,7 +77,7 @@ def _sweep(plan: Plan, folder: str, steps: int) -> dict[str, float]:
 @click.option("--steps", type=int, default=300, show_default=True, help="Training steps of a point.")
 def main(steps: int) -> None:
     grid = preset_grid("demo")
-    grid = replace(grid, transfer=None, steps=steps, options=grid.options.changed(_options(steps)))
+    grid = replace(grid, transfer=None, steps=steps, source_steps=SOURCE_STEPS, options=grid.options.changed(_options(steps)))
     plan, slots = plan_grid(grid), num_cpus()
     with tempfile.TemporaryDirectory() as loop_folder, tempfile.TemporaryDirectory() as sweep_folder:
         results = {"loop": _loop(plan, loop_folder, slots), "sweep": _sweep(plan, sweep_folder, steps)}

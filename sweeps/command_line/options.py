@@ -27,7 +27,7 @@ from sweeps.command_line.presets import DEFAULT_TARGETS, EVALUATIONS, PRESETS
 from sweeps.command_line.scores import check_scores
 from sweeps.execution.runner import RUNNERS, RunnerSpec
 from sweeps.planning.chosen import ChosenOptions, options_of_initializations, options_of_methods
-from sweeps.planning.grid import GridSpec
+from sweeps.planning.grid import EQUAL_STEPS, GridSpec
 from sweeps.planning.settings import read_tuned
 from sweeps.planning.transfer_grid import TransferGridSpec
 from trainables.initializations import INITIALIZATIONS
@@ -89,7 +89,25 @@ _OPTIONS = [
         show_default=True,
         help="What the networks predict and how images are corrupted; with --source always that of the given model.",
     ),
-    click.option("--steps", type=int, help="Training steps of every base model, including the sigma steps."),
+    click.option("--steps", type=int, help="Training steps of every base model; see --equal-steps."),
+    click.option(
+        "--equal-steps",
+        type=click.Choice(EQUAL_STEPS),
+        help="What --steps counts: all steps of a base model (total), or those in which all its weights are trained (free).",
+    ),
+    click.option(
+        "--score-at",
+        callback=integers,
+        help="Steps with all weights trained, such as 0,100,500, after which base models are scored too, and as they start.",
+    ),
+    click.option(
+        "--source-steps",
+        cls=RenamedOption,
+        old_names=("--fine-source-steps",),
+        type=int,
+        help="Pre-training steps of what is made once for all sizes: learngenes and ancestors.",
+    ),
+    click.option("--source-seeds", callback=integers, help="Seeds for which that is repeated, such as 0,1."),
     click.option("--batch-size", type=int, help="Images in a training step, summed over all workers."),
     click.option("--lr", type=float, help="Learning rate of AdamW."),
     click.option("--grad-clip", type=float, help="Gradient norm above which gradients are clipped.  [default: no clipping]"),
@@ -237,6 +255,7 @@ def grid_from(options: dict[str, Any]) -> GridSpec:
         options["forgetting"], EvaluationSpec(num_samples=options["num_samples"], sampler=sampler)
     )
     taken["options"] = chosen_options(options, options_of_initializations())
+    taken["score_at"] = options["score_at"] or ()
     own = {field.name for field in fields(GridSpec)} - {*taken, "transfer"}
     grid = GridSpec(**taken, **{name: options[name] for name in own})
     grid = replace(grid, transfer=_transfer_from(options, grid.methods, inputs))

@@ -18,6 +18,10 @@ class Preset:
     methods: str | None = None
     dataset: str = "digits"
     seeds: str = "0"
+    source_steps: int
+    source_seeds: str = "0"
+    equal_steps: str = "total"
+    score_at: str | None = None
     patch_size: int = 2
     steps: int
     batch_size: int
@@ -66,6 +70,12 @@ EVALUATIONS = {
 
 BOTH_SCHEDULES = {"diff-tuning.schedule": "linear,power:0.5"}
 
+# Every initialization of the benchmark of FINE (arXiv 2409.19289, section 4.1) that needs no download, and some more.
+BENCHMARKED = (
+    "scratch,he,mimetic,share,sws,tleg,wave,heur-lg,auto-lg,weight-selection,weight-selection-heads,per-layer-svd,"
+    "per-layer-svd-matched,frequency,ligo,fine,full"
+)
+
 # The demo takes minutes on a laptop. dit-b has the step counts of the FINE paper's DiT-B experiments and of the Diff-Tuning
 # paper's transfers; several widths are our addition.
 PRESETS = {
@@ -77,7 +87,8 @@ PRESETS = {
         batch_size=64,
         lr=4e-3,
         ema_decay=0.99,
-        options={**BOTH_SCHEDULES, "fine.sigma_steps": 100, "fine.source_steps": 2000},
+        options={**BOTH_SCHEDULES, "fine.sigma_steps": 100},
+        source_steps=2000,
         num_samples=1000,
         sampling_steps=15,
         transfer_steps=300,
@@ -93,9 +104,64 @@ PRESETS = {
         batch_size=64,
         lr=1e-4,
         ema_decay=0.9999,
-        options={**BOTH_SCHEDULES, "fine.sigma_steps": 300, "fine.source_steps": 300_000},
+        options={**BOTH_SCHEDULES, "fine.sigma_steps": 300},
+        source_steps=300_000,
         num_samples=10_000,
         sampling_steps=50,
+        transfer_steps=24_000,
+        transfer_lr=1e-4,
+        bank_images=200_000,
+        bank_sampling_steps=50,
+        gpus_per_worker="1",
+        checkpoint_every_steps=1000,
+    ),
+    "learngene-benchmark": Preset(
+        depths="2,4,6",
+        widths="64",
+        head_dim=16,
+        methods=BENCHMARKED,
+        steps=200,
+        equal_steps="free",
+        score_at="0,25,50,100",
+        batch_size=64,
+        lr=4e-3,
+        ema_decay=0.99,
+        options={
+            **BOTH_SCHEDULES,
+            "fine.sigma_steps": 100,
+            "per-layer-svd.sigma_steps": 100,
+            "wave.scaler_steps": 100,
+            "ligo.growth_steps": 100,
+            "sws.stages": 2,
+            "heur-lg.blocks": 2,
+            "auto-lg.blocks": 3,
+        },
+        source_steps=2000,
+        num_samples=1000,
+        sampling_steps=15,
+        transfer="none",
+        transfer_steps=300,
+        transfer_lr=3e-3,
+        bank_images=500,
+        bank_sampling_steps=20,
+    ),
+    # The paper's DiT-B; DiT-L is --widths 1024. One width, as there.
+    "learngene-benchmark-b": Preset(
+        depths="4,6,8,10,12",
+        widths="768",
+        head_dim=64,
+        methods=BENCHMARKED,
+        steps=100_000,
+        equal_steps="free",
+        score_at="0,1000,10000,50000",
+        batch_size=64,
+        lr=1e-4,
+        ema_decay=0.9999,
+        options={**BOTH_SCHEDULES, "sws.stages": 5, "auto-lg.blocks": 6, "heur-lg.blocks": 3},
+        source_steps=300_000,
+        num_samples=10_000,
+        sampling_steps=50,
+        transfer="none",
         transfer_steps=24_000,
         transfer_lr=1e-4,
         bank_images=200_000,

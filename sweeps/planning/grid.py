@@ -20,10 +20,13 @@ from sweeps.planning.transfer_grid import TransferGridSpec, scorer
 from trainables.initializations import Setting, initialization
 from trainables.methods import transfer_method
 from trainables.specs.base import FileSpec, SourceSpec, TrainingSpec, VaeSpec, check
-from trainables.specs.models import BaseModelSpec, FineSpec, InitializationSpec, LearngeneSpec, model_config
+from trainables.specs.models import BaseModelSpec, FineSpec, InitializationSpec, LearngeneSpec, MilestoneSpec, model_config
+from trainables.specs.options import Options
 from trainables.specs.scorers import ExtractorSpec, GivenExtractorSpec
 from trainables.specs.scores import Scored, ScoreSpec, null_label
 from trainables.specs.transfers import TransferSpec
+
+EQUAL_STEPS = ("total", "free")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +51,9 @@ class GridSpec:
     `options` are those of the initializations; `transfer` is None without a transfer stage. `source` is a given model that all
     points take their shape from, but for depth and width. `scoring` is None where the built-in classifiers score;
     `forgetting` is how the source domain is scored after a transfer, None if not. `parameterization` is that of all models,
-    unless there is a `source`, which has its own.
+    unless there is a `source`, which has its own. What is pre-trained once for all sizes trains for `source_steps`, once for
+    each of `source_seeds`. `equal_steps`: whether `steps` are all steps of a base model, or those in which everything is
+    trained. `score_at`: so many of these steps after which base models are scored too.
     """
 
     dataset: str
@@ -73,12 +78,21 @@ class GridSpec:
     parameterization: str = "ddpm"
     precision: str = "fp32"
     metrics: tuple[str, ...] = DEFAULT_METRICS
+    source_steps: int = 0
+    source_seeds: tuple[int, ...] = (0,)
+    equal_steps: str = "total"
+    score_at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("depths", "widths", "methods", "seeds"):
             check(len(getattr(self, name)) > 0, f"{name} is empty; name at least one")
         check(self.head_dim >= 1, f"head_dim is {self.head_dim}; it must be at least 1")
         check(all(seed >= 0 for seed in self.seeds), "seeds must be 0 or more")
+        check(len(self.source_seeds) > 0, "source_seeds is empty; name at least one")
+        check(all(seed >= 0 for seed in self.source_seeds), "source_seeds must be 0 or more")
+        check(self.equal_steps in EQUAL_STEPS, f"unknown equal_steps {self.equal_steps!r}; choose {' or '.join(EQUAL_STEPS)}")
+        wrong = [step for step in self.score_at if not 0 <= step < self.steps]
+        check(not wrong, f"score_at is {wrong[0] if wrong else 0}; it must be 0 to steps - 1 ({self.steps - 1})")
         if self.source is not None:
             self._check_source(self.source.model)
         for kind in options_of_initializations():
@@ -88,6 +102,8 @@ class GridSpec:
             check(not needs_source or self.source is not None, f"initialization {method!r} is the model of --source; name one")
         dataset_info(self.dataset)  # is it there? Said before what could score it is looked at
         self.extractor.check_data()
+        for method in self.methods:
+            self.initialization(method)  # raises ValueError for options that do not fit the grid
 
     def _check_source(self, model: DiTConfig) -> None:
         info = dataset_info(self.dataset)
@@ -122,10 +138,6 @@ class GridSpec:
     def _model(self, size: ModelSize) -> DiTConfig:
         if self.source is None:
             return model_config(self.dataset, size, patch_size=self.patch_size, parameterization=self.parameterization)
-        check(
-            size.width <= self.source.model.size.width,
-            f"width {size.width} is wider than the source's {self.source.model.size.width}; name a smaller one",
-        )
         return replace(self.source.model, size=size)
 
     def size(self, depth: int, width: int) -> ModelSize:
@@ -146,34 +158,44 @@ class GridSpec:
             precision=self.precision,
         )
 
-    @cached_property
-    def setting(self) -> Setting:
-        """What initializations are told of this grid."""
-        size = self.size(max(self.depths), max(self.widths)) if self.source is None else self.source.model.size
+    def _setting(self, source_seed: int) -> Setting:
+        given = None if self.source is None else self.source.model.size
         return Setting(
             dataset=self.dataset,
-            largest=self._model(size),
+            largest=self._model(given or self.size(max(self.depths), max(self.widths))),
+            smallest=self._model(given or self.size(min(self.depths), min(self.widths))),
             widths=self.widths,
             training=self._training(self.steps),
             source=self.source,
+            source_steps=self.source_steps,
+            source_seed=source_seed,
+            counts_free_steps=self.equal_steps == "free",
         )
 
     @cached_property
-    def _initializations(self) -> dict[str, InitializationSpec]:
+    def setting(self) -> Setting:
+        """What initializations are told of this grid."""
+        return self._setting(self.source_seeds[0])
+
+    @cached_property
+    def _initializations(self) -> dict[tuple[str, int], InitializationSpec]:
         return {}
 
-    def initialization(self, name: str, changes: Mapping[str, Any] | None = None) -> InitializationSpec:
-        """How base models of an initialization start. `changes`: options of its own in the place of the grid's."""
-        if changes:
-            return self._initialization(name, changes)
-        if name not in self._initializations:  # one object, whose artifacts' ids are hashed once for all points
-            self._initializations[name] = self._initialization(name, {})
-        return self._initializations[name]
+    def options_of(self, name: str, changes: Mapping[str, Any] | None = None) -> Options | None:
+        """The options of an initialization. `changes`: some in the place of the grid's."""
+        kind = initialization(name).options
+        return None if kind is None else replace(self.options.one(kind), **(changes or {}))
 
-    def _initialization(self, name: str, changes: Mapping[str, Any]) -> InitializationSpec:
-        start = initialization(name)
-        options = None if start.options is None else replace(self.options.one(start.options), **changes)
-        return start.spec(self.setting, options)
+    def initialization(
+        self, name: str, changes: Mapping[str, Any] | None = None, source_seed: int | None = None
+    ) -> InitializationSpec:
+        """How base models of an initialization start. `changes`: options of its own in the place of the grid's."""
+        seed = self.source_seeds[0] if source_seed is None else source_seed
+        if changes:
+            return initialization(name).spec(self._setting(seed), self.options_of(name, changes))
+        if (name, seed) not in self._initializations:  # one object, whose artifacts' ids are hashed once for all points
+            self._initializations[name, seed] = initialization(name).spec(self._setting(seed), self.options_of(name))
+        return self._initializations[name, seed]
 
     @property
     def learngene(self) -> LearngeneSpec:
@@ -208,7 +230,9 @@ class GridSpec:
         images whose label was dropped.) Not at another resolution than the source's.
         """
         score, base = self.score(model, seed=model.seed), model.base
-        if self.forgetting is None or base is model or model.model.input_size != base.model.input_size:
+        if base is model:
+            return PlannedPoint(model=model, score=score, milestones=self.milestones(base))
+        if self.forgetting is None or model.model.input_size != base.model.input_size:
             return PlannedPoint(model=model, score=score)
         after, before = (
             ScoreSpec(scored=scored, evaluation=null_label(self.forgetting), extractor=self.extractor, seed=base.seed)
@@ -230,7 +254,7 @@ class GridSpec:
 
     def sizes_of(self, method: str) -> dict[str, tuple[int, int]]:
         """(depth, width) of every size that an initialization makes, by the size's name."""
-        sizes = initialization(method).sizes(self.setting, self._asked)
+        sizes = initialization(method).sizes(self.setting, self.options_of(method), self._asked)
         return {size.name: (size.depth, size.width) for size in sizes}
 
     @cached_property
@@ -243,7 +267,7 @@ class GridSpec:
         found = []
         for name in self.methods:
             for size in self._asked:
-                if (reason := initialization(name).refusal(self.setting, size)) is not None:
+                if (reason := initialization(name).refusal(self.setting, self.options_of(name), size)) is not None:
                     found.append(f"{name} {size.name} is left out: {reason}")
         return tuple(found)
 
@@ -260,13 +284,28 @@ class GridSpec:
         return self.transfer.transfer(base, method, settings)
 
     def base_model(
-        self, method: str, depth: int, width: int, seed: int, *, changes: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        depth: int,
+        width: int,
+        seed: int,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        source_seed: int | None = None,
     ) -> BaseModelSpec:
         """The base model of one point. `changes`: options of the initialization in the place of the grid's own."""
+        steps = initialization(method).steps(self.setting, self.options_of(method, changes), self.steps)
         return BaseModelSpec(
-            initialization=self.initialization(method, changes),
+            initialization=self.initialization(method, changes, source_seed),
             model=self._model(self.size(depth, width)),
             dataset=self.dataset,
-            training=self._training(initialization(method).steps(self.steps)),
+            training=self._training(steps),
             seed=seed,
         )
+
+    def milestones(self, base: BaseModelSpec) -> tuple[ScoreSpec, ...]:
+        """The scores of a base model on its way: as it starts, and after so many steps in which everything is trained."""
+        first = base.initialization.coefficient_steps
+        steps = {0, *(first + step for step in self.score_at)} if self.score_at else set()
+        asked = sorted(step for step in steps if step < base.training.steps)
+        return tuple(self.score(MilestoneSpec(base=base, step=step), seed=base.seed) for step in asked)

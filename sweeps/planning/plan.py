@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from sweeps.planning.costs import task_core_s
 from sweeps.planning.grid import GridSpec
@@ -13,7 +14,7 @@ from sweeps.planning.names import TUNED, MethodNames
 from sweeps.planning.points import DecompositionScores, ForgettingCurve, PlannedPoint
 from sweeps.planning.settings import tuned_for_size
 from trainables.jobs.registry import kind_of
-from trainables.specs.base import JobSpec
+from trainables.specs.base import JobSpec, check
 from trainables.specs.models import PointSpec
 from trainables.specs.scores import ScoreSpec
 from trainables.specs.tasks import Task, jobs_of
@@ -104,7 +105,10 @@ def find_jobs(plan: Plan, store: Store) -> Found:
 def plan_grid(grid: GridSpec) -> Plan:
     """Expand a grid. Largest models come first, so that no long trial is left over at the end. Raises ValueError."""
     points = [(method, *size) for method in grid.methods for size in grid.sizes_of(method).values()]
-    bases = [grid.base_model(*point, seed) for point in points for seed in grid.seeds]
+    check(bool(points), f"no size can be made: {'; '.join(grid.refusals)}")
+    seeds = list(product(grid.seeds, grid.source_seeds))
+    bases = [grid.base_model(*point, seed, source_seed=source_seed) for point in points for seed, source_seed in seeds]
+    bases = list({base.id: base for base in bases}.values())  # without a pre-trained source, its seed makes no difference
     transfers = [] if grid.transfer is None else [transfer for base in bases for transfer in grid.transfer.transfers(base)]
     return plan_points(grid, [*bases, *transfers], tuned=tuned_transfers(grid))
 

@@ -14,13 +14,15 @@ from trainables.specs.transfers import TransferSpec
 class PlannedPoint:
     """A model and its scores: on its own dataset, and, of a transfer, on its source domain after it and before it.
 
-    The two on the source domain are None where they are not asked for or cannot be had. Known by the model's id.
+    The two on the source domain are None where they are not asked for or cannot be had. `milestones` are scores of a base model
+    on its way. Known by the model's id.
     """
 
     model: BaseModelSpec | TransferSpec
     score: ScoreSpec
     forgetting: ScoreSpec | None = None
     forgetting_before: ScoreSpec | None = None
+    milestones: tuple[ScoreSpec, ...] = ()
 
     @property
     def id(self) -> str:
@@ -28,8 +30,8 @@ class PlannedPoint:
 
     @property
     def scores(self) -> tuple[ScoreSpec, ...]:
-        """The scores of this very model."""
-        return (self.score,) if self.forgetting is None else (self.score, self.forgetting)
+        """The scores of this very model, and of it on its way."""
+        return (self.score, *(() if self.forgetting is None else (self.forgetting,)), *self.milestones)
 
     @property
     def all_scores(self) -> tuple[ScoreSpec, ...]:

@@ -71,7 +71,6 @@ def points_from(results: Results, names: MethodNames) -> list[Point]:
     for (method, size, protocol), members in groups.items():
         metrics = [member.metrics for member in members]
         job = members[0].job
-        fids = [m["fid"] for m in metrics]
         points.append(
             Point(
                 method=method,
@@ -84,7 +83,7 @@ def points_from(results: Results, names: MethodNames) -> list[Point]:
                 protocol=protocol,
                 trial_ids=" ".join(member.id for member in members),
                 num_seeds=len(members),
-                fid_stderr=standard_error(fids),
+                fid_stderr=standard_error_of(members),
                 metrics={name: mean for name in METRICS if (mean := _mean(metrics, name)) is not None},
                 **{name: _mean(metrics, name) for name in TIMES},
                 **{name: _mean(metrics, f"forgetting/{name}") for name in FORGETTING},
@@ -97,6 +96,16 @@ def points_from(results: Results, names: MethodNames) -> list[Point]:
 def standard_error(values: Sequence[float]) -> float | None:
     """Of the mean of independent values; None for a single one."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+
+
+def standard_error_of(results: Results) -> float | None:
+    """Of the mean FID of models of one point. Those that share what was pre-trained once are no independent repeats of it: with
+    several seeds of that, each counts once."""
+    by_source: dict[int, list[float]] = defaultdict(list)
+    for result in results:
+        by_source[result.job.initialization.source_seed].append(result.metrics["fid"])
+    fids = [result.metrics["fid"] for result in results]
+    return standard_error(fids if len(by_source) == 1 else [float(np.mean(own)) for own in by_source.values()])
 
 
 def _mean(metrics: list[dict[str, float]], name: str) -> float | None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from fine_core.data.registry import short_name
 from fine_core.text import file_name, without_password
 from mlflow_setup.curves import draw_curves, draw_schedules
+from mlflow_setup.initializations import draw_costs, draw_initializations
 from mlflow_setup.report import draw_front, interactive_front, write_csv
 from mlflow_setup.runs import SweepRuns
 from mlflow_setup.tracking import Tracking
 from mlflow_setup.view import save_chart_view
+from sweeps.display.initializations import show_costs, show_initializations
 from sweeps.display.tables import show_curves, show_decomposition, show_front, show_ledger
 from sweeps.execution.agenda import Agenda
 from sweeps.execution.recorder import Recorder
@@ -24,6 +28,7 @@ from sweeps.planning.names import MethodNames
 from sweeps.planning.plan import Plan
 from sweeps.planning.points import DecompositionScores
 from sweeps.results.curves import curve_rows, decomposition_rows, used_schedules
+from sweeps.results.initializations import cost_rows, initialization_rows
 from sweeps.results.ledger import ledger_rows, ledger_totals
 from sweeps.results.pareto import Point, by_protocol, points_from, report_rows
 from sweeps.results.points import Results, sample_picture
@@ -100,10 +105,25 @@ def _write_rest(plan: Plan, results: Results, folder: Path, store: Store, consol
         files.append(draw_curves(curves, folder / "forgetting.png"))
     for scores in plan.decompositions:
         files += _write_decomposition(scores, folder, store, console)
+    if rows := initialization_rows(plan.points, store):
+        files += _write_initializations(rows, folder, console)
     ledger = ledger_rows(results, store, plan.names)
     files.append(write_csv(ledger, folder / "ledger.csv"))
     show_ledger(console, ledger_totals(ledger))
     return files
+
+
+def _write_initializations(rows: list[dict[str, Any]], folder: Path, console: Console) -> list[Path]:
+    costs = cost_rows(rows)
+    show_initializations(console, rows)
+    show_costs(console, costs)
+    flat = [{name: json.dumps(value) if name == "fid_at" else value for name, value in row.items()} for row in rows]
+    return [
+        write_csv(flat, folder / "initializations.csv"),
+        write_csv(costs, folder / "costs.csv"),
+        draw_initializations(rows, folder / "initializations.png"),
+        draw_costs(rows, folder / "costs.png"),
+    ]
 
 
 def _write_decomposition(scores: DecompositionScores, folder: Path, store: Store, console: Console) -> list[Path]:

@@ -117,6 +117,9 @@ def test_the_distilled_half_follows_the_teacher_at_its_weight():
     assert torch.equal(batch.images, denoising.batch(0).images)
 
 
+FITTING = preset_grid("demo").options.changed({"auto-lg.blocks": 1, "fine.als_sweeps": 3})
+
+
 def grid(**changes):
     source = source_spec(random_dit(depth=3, width=32))
     return replace(preset_grid("demo"), source=source, head_dim=8, depths=(2, 5), widths=(16, 32), transfer=None, **changes)
@@ -142,8 +145,15 @@ def test_a_grid_from_a_source_decomposes_it_once_and_takes_its_shape():
     assert {job.size.depth for job in bases} == {2, 5}
     assert all(replace(job.model, size=learngene.model.size) == learngene.model for job in bases)
     assert plan.sweep_id != plan_grid(grid(options=preset_grid("demo").options.changed({"fine.als_sweeps": 3}))).sweep_id
-    with pytest.raises(ValueError, match="width 64 is wider than the source's 32"):
-        plan_grid(replace(grid(), widths=(64,)))
+
+
+def test_a_grid_may_name_widths_above_the_sources():
+    plan = plan_grid(replace(grid(), widths=(32, 64), methods=("fine", "auto-lg", "ligo"), options=FITTING))
+    made = {(p.model.initialization.name, p.model.size.width) for p in plan.points if p.model.base is p.model}
+    assert made == {("fine", 32), ("fine", 64), ("auto-lg", 32), ("ligo", 32), ("ligo", 64)}
+    assert "auto-lg L2-D64 is left out: it makes no width but the source's, 32" in plan.left_out
+    (learngene,) = {p.model.initialization.learngene for p in plan.points if p.model.initialization.name == "fine"}
+    assert learngene.model.size.width == 32 and learngene.nested_widths == ()
 
 
 def invoke(*arguments: str):
@@ -171,7 +181,11 @@ def test_the_same_weights_in_any_file_are_the_same_sweep(tmp_path):
         (["--source", "nowhere.pt"], "no such file or folder: nowhere.pt"),
         (["--source", "{flat}"], "no published DiT has depth 3 and width 16; say its number of heads"),
         (["--source", "{ours}", "--dataset", "shapes"], "the source takes images of 1 x 8 x 8 and 10 classes, 'shapes' has 3"),
-        (["--source", "{ours}", "--widths", "48"], "width 48 is wider than the source's 16"),
+        (["--source", "{ours}", "--initializations", "auto-lg"], "auto-lg: blocks is 6; it must be 1 to 3, the source's depth"),
+        (
+            ["--source", "{ours}", "--initializations", "share", "--widths", "48"],
+            "no size can be made: share L2-D48 is left out: it makes no width but the source's, 16",
+        ),
         (["--source", "{ours}", "--widths", "16", "--teacher-weight", "-1"], "teacher_weight is -1.0; it must be 0 or more"),
         (["--source", "{ours}", "--widths", "16", "--als-sweeps", "-1"], "als_sweeps is -1; it must be 0 or more"),
     ],
