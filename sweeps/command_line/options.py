@@ -114,7 +114,8 @@ _OPTIONS = [
     *COMPUTE_OPTIONS,
     click.option("--ema-decay", type=float, help="Decay of the EMA weights, which are scored and saved."),
     click.option(
-        "--source", help="Given model that FINE decomposes: public .pt, diffusers folder or .safetensors.  [default: none]"
+        "--source",
+        help="Given model that FINE decomposes and others inherit from: public .pt, diffusers folder or .safetensors.  [default: none]",
     ),
     click.option(
         "--source-num-heads", type=int, help="Attention heads of --source, if it is a public checkpoint of an unpublished size."
@@ -197,7 +198,7 @@ _OPTIONS = [
     click.option(
         "--source-workers",
         type=int,
-        help="Workers that pre-train the learngene.  [default: as many as shorten the sweep]",
+        help="Workers that pre-train a learngene or an ancestor.  [default: as many as shorten the sweep]",
     ),
     click.option(
         "--max-concurrent",

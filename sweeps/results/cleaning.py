@@ -1,4 +1,5 @@
-"""What may be deleted after a sweep: weights that no front needs, banks that nothing will read again, left checkpoints."""
+"""What may be deleted after a sweep: weights that no front needs, banks and ancestors that nothing reads any more, left
+checkpoints."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def deletable(plan: Plan, store: Store) -> list[Deletable]:
     files = [(point, "delta on no front") for point in dropped if point.base is not point]
     files += [(point, "weights on no front") for point in dropped if point.base is point and point.id not in in_use]
     passed = [job for job in plan.jobs if kind_of(job).is_passing and job.id in records and job.id not in needed]
-    files += [(job, f"{job.kind} whose transfers are done") for job in passed]
+    files += [(job, f"{job.kind} that nothing reads any more") for job in passed]
     labels, done = plan.labels, [job for job in plan.jobs if job.id in records]
     found = [
         Deletable(path=path, size_bytes=size, what=f"{labels[job.id]}: {what}")

@@ -123,7 +123,7 @@ def test_cleaning_lists_first_and_deletes_when_told_to(filled, capsys):
     expected = {item.path for item in deletable(plan, store)}
     clean(plan, store, Console(width=200), confirmed=False)
     output = capsys.readouterr().out
-    assert "Nothing was deleted; add --yes" in output and "bank whose transfers are done" in output
+    assert "Nothing was deleted; add --yes" in output and "bank that nothing reads any more" in output
     assert {item.path for item in deletable(plan, store)} == expected
     clean(plan, store, Console(width=200), confirmed=True)
     assert deletable(plan, store) == [] and all(store.read_record(job) is not None for job in plan.jobs)

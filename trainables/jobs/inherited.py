@@ -66,6 +66,7 @@ def _pretrained(job: AncestorSpec | InheritedSpec, context: JobContext) -> tuple
 class AncestorKind(JobKind):
     name = "ancestor"
     workers = Workers.ALL
+    kept: ClassVar = Kept(file=MODEL_FILE, role=Role.INITIALIZE, seconds="train_s", steps="train_steps")
     is_passing = True
 
     def stage(self, job: AncestorSpec) -> str:
