@@ -115,7 +115,8 @@ _OPTIONS = [
     click.option("--ema-decay", type=float, help="Decay of the EMA weights, which are scored and saved."),
     click.option(
         "--source",
-        help="Given model that FINE decomposes and others inherit from: public .pt, diffusers folder or .safetensors.  [default: none]",
+        help="Given model that FINE decomposes and others inherit from: public .pt, diffusers folder or .safetensors.  "
+        "[default: none]",
     ),
     click.option(
         "--source-num-heads", type=int, help="Attention heads of --source, if it is a public checkpoint of an unpublished size."
