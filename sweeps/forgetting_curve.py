@@ -44,7 +44,7 @@ def _request(options: dict[str, Any]) -> Request:
         raise ValueError("there is no curve without a transfer; name at least one with --transfer, and a --target")
     depth, width = _chosen_size(grid, options["size"])
     named = [name for name in grid.transfer.initializations if (depth, width) in grid.sizes_of(name).values()]
-    bases = [grid.base_model(name, depth, width, seed) for name in named for seed in grid.seeds]
+    bases = [base for name in named for base in grid.base_models(name, depth, width)]
     transfers = [transfer for base in bases for transfer in grid.transfer.transfers(base)]
     tuned = [transfer for transfer in tuned_transfers(grid) if transfer.size == grid.size(depth, width)]
     for transfer in (*transfers, *tuned):

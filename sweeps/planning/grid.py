@@ -277,11 +277,29 @@ class GridSpec:
         return {name: size for method in self.methods for name, size in self.sizes_of(method).items()}
 
     def transferred(
-        self, method: str, settings: TransferSettings, *, start: str, depth: int, width: int, seed: int
+        self,
+        method: str,
+        settings: TransferSettings,
+        *,
+        start: str,
+        depth: int,
+        width: int,
+        seed: int,
+        source_seed: int | None = None,
     ) -> TransferSpec:
         """One transfer with settings of its own, which may bring a base model of its own."""
-        base = self.base_model(start, depth, width, seed, changes=settings.start)
+        base = self.base_model(start, depth, width, seed, changes=settings.start, source_seed=source_seed)
         return self.transfer.transfer(base, method, settings)
+
+    @property
+    def repeats(self) -> list[tuple[int, int]]:
+        """(seed, source seed) of every repeat of a point. Without a pre-trained source, the second makes no difference."""
+        return list(product(self.seeds, self.source_seeds))
+
+    def base_models(self, method: str, depth: int, width: int) -> list[BaseModelSpec]:
+        """The base models of one point, one for every repeat that differs."""
+        found = [self.base_model(method, depth, width, seed, source_seed=source) for seed, source in self.repeats]
+        return list({base.id: base for base in found}.values())
 
     def base_model(
         self,

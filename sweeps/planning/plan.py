@@ -6,7 +6,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 
 from sweeps.planning.costs import task_core_s
 from sweeps.planning.grid import GridSpec
@@ -106,9 +105,7 @@ def plan_grid(grid: GridSpec) -> Plan:
     """Expand a grid. Largest models come first, so that no long trial is left over at the end. Raises ValueError."""
     points = [(method, *size) for method in grid.methods for size in grid.sizes_of(method).values()]
     check(bool(points), f"no size can be made: {'; '.join(grid.refusals)}")
-    seeds = list(product(grid.seeds, grid.source_seeds))
-    bases = [grid.base_model(*point, seed, source_seed=source_seed) for point in points for seed, source_seed in seeds]
-    bases = list({base.id: base for base in bases}.values())  # without a pre-trained source, its seed makes no difference
+    bases = [base for point in points for base in grid.base_models(*point)]
     transfers = [] if grid.transfer is None else [transfer for base in bases for transfer in grid.transfer.transfers(base)]
     return plan_points(grid, [*bases, *transfers], tuned=tuned_transfers(grid))
 
@@ -118,11 +115,11 @@ def tuned_transfers(grid: GridSpec) -> list[PointSpec]:
     if grid.transfer is None:
         return []
     return [
-        grid.transferred(found.method, found.settings, start=name, depth=depth, width=width, seed=seed)
+        grid.transferred(found.method, found.settings, start=name, depth=depth, width=width, seed=seed, source_seed=source)
         for name in grid.transfer.initializations
         for size, (depth, width) in grid.sizes_of(name).items()
         for found in tuned_for_size(grid.transfer.tuned, name, size)
-        for seed in grid.seeds
+        for seed, source in grid.repeats
     ]
 
 

@@ -109,6 +109,7 @@ def plan_search(grid: GridSpec, search: SearchSpec) -> SearchPlan:
     """The studies on base models of every initialization. Raises ValueError for a search that cannot be made."""
     check(grid.transfer.steps > 0, f"{search.method} has no training steps to search over; see --transfer-steps")
     check(len(grid.seeds) == 1, "a search trains with one seed; compare what it finds over seeds with size_grid.py")
+    check(len(grid.source_seeds) == 1, "a search pre-trains with one source seed; name one with --source-seeds")
     grid = replace(grid, metrics=(*grid.metrics, *metrics_among(search.objectives)))
     found = [_plan_of(_with_base_models_of(grid, name), search) for name in grid.transfer.initializations]
     studies = tuple(study for studies, _ in found for study in studies)

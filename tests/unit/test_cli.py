@@ -277,6 +277,7 @@ def test_a_dry_run_of_a_search_prints_its_space_and_starts_no_study(tmp_path):
         (["--schedule", "power:9"], "power 9.0 is outside its search range: 0.1 to 3"),
         (["--enqueue", "lr=7"], "lr 7.0 is outside its search range"),
         (["--sampler", "grid"], "'grid' is not one of 'auto'"),
+        (["--source-seeds", "0,1"], "a search pre-trains with one source seed; name one with --source-seeds"),
         (["--parameters", "speed"], "unknown parameter 'speed'"),
         (["--objectives", "fid,serve_bytes"], "stores the same bytes; search several sizes (--size all)"),
         (["--objectives", "fid,sfid"], "sfid needs spatial features, which the extractor does not give; leave sfid out"),

@@ -175,6 +175,11 @@ class PointSpec(TrainingJobSpec):
     def size(self) -> ModelSize:
         return self.model.size
 
+    @property
+    def seeds_label(self) -> str:
+        source = self.initialization.source_seed
+        return f"seed {self.seed}" + (f" of source seed {source}" if source else "")
+
 
 @spec("base")
 class BaseModelSpec(PointSpec):
@@ -192,8 +197,7 @@ class BaseModelSpec(PointSpec):
 
     @property
     def label(self) -> str:
-        source = self.initialization.source_seed
-        return f"{self.initialization.name} {self.size.name} seed {self.seed}" + (f" of source seed {source}" if source else "")
+        return f"{self.initialization.name} {self.size.name} {self.seeds_label}"
 
     @property
     def needs(self) -> tuple[JobSpec, ...]:

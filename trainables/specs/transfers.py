@@ -118,7 +118,7 @@ class TransferSpec(PointSpec):
 
     @property
     def label(self) -> str:
-        return f"{self.method_label} {self.size.name} from {self.initialization.name} seed {self.seed}"
+        return f"{self.method_label} {self.size.name} from {self.initialization.name} {self.seeds_label}"
 
     @property
     def needs(self) -> tuple[JobSpec, ...]:
