@@ -2,16 +2,24 @@
 
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import trainables.jobs.score as score_job
+from fine_core.dit import DiT
+from fine_core.precision import products_in
 from tests.tiny import DyingContext, Killed, compute, same, tiny_base, tiny_score
+from trainables.initializations import initialization
 from trainables.jobs.run import load_served, run_task
 from trainables.specs.models import MilestoneSpec
 from trainables.specs.tasks import Task
 from trainables.storage.store import Store
+from trainables.training.computing import StepPlan, dense_models
 from trainables.training.context import LocalContext
+from trainables.training.loop import pass_milestone
+from trainables.training.phase import PhaseTrainer
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +88,33 @@ def test_seconds_of_training_leave_scoring_out(needs, tmp_path, monkeypatch):
     base = tiny_base("scratch", seed=6)
     computed(needs, base, milestones(base, 0, 2, 4, 6), LocalContext(tmp_path / "run"))
     assert needs.record(base).metrics["train_s"] < 4 * slow_s
+
+
+def test_scores_on_the_way_are_outside_the_precision_of_the_training():
+    seen = []
+    trainer = SimpleNamespace(averaged=lambda: "the model")
+
+    def look(model):
+        seen.append((model, torch.backends.cuda.matmul.fp32_precision))
+
+    with products_in("tf32"):
+        assert pass_milestone({3: look}, 2, trainer) == 0 and pass_milestone({3: look}, 3, trainer) > 0
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    assert seen == [("the model", "ieee")]
+
+
+@pytest.mark.parametrize("method", ["fine", "scratch"])
+def test_compiled_models_are_scored_by_an_uncompiled_copy(method, needs):
+    base = tiny_base(method)
+    recipe = initialization(method).recipe(base, needs)
+    model, phase = recipe.model_for(0, None), recipe.phases[0]
+    plan = StepPlan(micro_batch=16, recomputes=True, compiles=True)
+    trainer = PhaseTrainer(model, phase, base.training, LocalContext("unused"), skips_parameters=False, plan=plan)
+    copy = trainer.averaged()
+    assert isinstance(copy, DiT) and not copy.recomputes
+    assert all(block._compiled_call_impl is None for block in copy.blocks)
+    assert all(block._compiled_call_impl is not None for dense in dense_models(model) for block in dense.blocks)
+    assert not {p.data_ptr() for p in copy.parameters()} & {p.data_ptr() for p in model.parameters()}
 
 
 def test_a_milestone_lies_within_the_training():

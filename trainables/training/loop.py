@@ -139,8 +139,8 @@ def _train(
             trainer.load_state(state)
             state = None
         progress.phase = index
-        if progress.step == 0 and 0 in milestones:
-            milestones[0](trainer.averaged())
+        if progress.step == 0:
+            pass_milestone(milestones, 0, trainer)
         losses: list[Tensor] = []  # stay on the device until the next report
         started = time.perf_counter()
         reported_step = progress.step
@@ -149,10 +149,7 @@ def _train(
             loss = trainer.step(loss_of_samples, batch, images, recipe.forward_options(step), step - first_step)
             losses.append(loss)
             progress.step = step + 1
-            if progress.step in milestones:
-                paused = time.perf_counter()
-                milestones[progress.step](trainer.averaged())
-                started += time.perf_counter() - paused
+            started += pass_milestone(milestones, progress.step, trainer)
             if progress.step % checkpoint_every_steps == 0 or progress.step == end:
                 new_entries = _mean_losses(progress.step, run.mean(torch.stack(losses)).tolist())
                 progress.history += new_entries
@@ -169,6 +166,16 @@ def _train(
         if end == until_step:
             break
     return model, progress
+
+
+def pass_milestone(milestones: Milestones, step: int, trainer: PhaseTrainer) -> float:
+    """Do what is to be done after a step, outside the precision of the training; returns the seconds that it took."""
+    if step not in milestones:
+        return 0.0
+    started = time.perf_counter()
+    with products_in("fp32"):
+        milestones[step](trainer.averaged())
+    return time.perf_counter() - started
 
 
 def loss_of(trainer: PhaseTrainer, teacher: nn.Module | None) -> LossOf:
