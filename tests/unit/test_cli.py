@@ -89,7 +89,7 @@ def test_dry_run_of_the_cluster_preset_has_the_published_size(tmp_path):
         (["--initializations", "wave", "--wave-template-ratio", "0"], "template_ratio is 0.0; it must be positive"),
         (["--initializations", "wave", "--wave-template-width", "24"], "wave: template_width is 24"),
         (["--initializations", "ligo", "--ligo-growth-steps", "-1"], "ligo trains its coefficients for -1 steps"),
-        (["--initializations", "per-layer-svd", "--steps", "50"], "per-layer-svd trains its coefficients for 300 steps"),
+        (["--initializations", "per-layer-svd", "--steps", "50"], "per-layer-svd trains its coefficients for 100 steps"),
         (["--methods", "magic"], "unknown initialization 'magic'; choose from fine, scratch"),
         (["--transfer", "magic"], "unknown transfer 'magic'; choose from full"),
         (["--lr", "inf"], "--lr is inf; it must be a finite number"),
