@@ -144,6 +144,9 @@ class Sweep:
             self._wait_for_capacity(missing)
             with ProgressView(self.console, self.plan, found, lambda task: self.agenda.label(task.job)) as self.view:
                 self._run(missing)
+        except KeyboardInterrupt:
+            self.recorder.runs.close("KILLED")  # first: `ray job stop` gives a sweep three seconds
+            raise
         finally:
             leave_cluster()
 
