@@ -41,7 +41,7 @@ def test_every_command_runs_as_a_module(installed, tmp_path):
         assert f"python -m sweeps.{name}" in run(installed, tmp_path, f"sweeps.{name}", "--help")
     assert "import" in run(installed, tmp_path, "fine_core.checkpoints", "--help")
     said = run(installed, tmp_path, "sweeps.size_grid", "--dry-run", "--storage-path", str(tmp_path / "store"))
-    assert "42 points" in said and "runs the code of" not in said
+    assert "36 points" in said and "runs the code of" not in said
 
 
 def test_it_is_the_installed_code_that_runs(installed, tmp_path):
