@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fine_core.initializers.he import he_
-
 from fine_core.dit import DiT, DiTConfig
+from fine_core.initializers.he import he_
 from fine_core.initializers.inherited import fresh_model
 from trainables.initializations.base import Initialization, Setting
 from trainables.initializations.scratch import ScratchRecipe

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from fine_core.initializers.mimetic import mimetic_
-
 from fine_core.dit import DiT, DiTConfig
 from fine_core.initializers.inherited import fresh_model
+from fine_core.initializers.mimetic import mimetic_
 from trainables.initializations.base import Initialization, Setting
 from trainables.initializations.scratch import ScratchRecipe
 from trainables.specs.identity import spec
