@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fine_core.dit import DiT, DiTConfig, ModelSize
 from fine_core.initializers.inherited import Inheritance, Inherited, Tensors, other_head_size
-from fine_core.initializers.matrices import BLOCK_MATRICES, POSITIONS
+from fine_core.initializers.matrices import BLOCK_MATRICES, POSITIONS, all_but_positions
 from fine_core.initializers.rebuilt import RebuiltDiT
 from fine_core.initializers.widening import WidthMaps, widen
 
@@ -79,7 +79,7 @@ class Ligo(Inheritance):
         return other_head_size(source, target)
 
     def keep(self, ancestor: DiT) -> Tensors:
-        return {name: tensor for name, tensor in ancestor.state_dict().items() if name != POSITIONS}
+        return all_but_positions(ancestor.state_dict())
 
     def _start(self, inherited: Inherited, target: DiTConfig, seed: int) -> GrownDiT:
         """`seed` draws the noise."""

@@ -28,3 +28,8 @@ def matrix_shape(matrix: str, width: int) -> tuple[int, int]:
 def outer_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Embedders and final layer of a DiT's state, by name; the fixed position table is not among them."""
     return {name: tensor for name, tensor in state.items() if not name.startswith("blocks.") and name != POSITIONS}
+
+
+def all_but_positions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A DiT's state without the position table, which is computed for every size."""
+    return {name: tensor for name, tensor in state.items() if name != POSITIONS}

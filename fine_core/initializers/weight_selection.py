@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fine_core.dit import MLP_RATIO, DiT, DiTConfig, ModelSize
 from fine_core.initializers.inherited import Inheritance, Inherited, Tensors, fresh_model, other_head_size
-from fine_core.initializers.matrices import POSITIONS
+from fine_core.initializers.matrices import POSITIONS, all_but_positions
 from fine_core.initializers.width import RowChoice, dense_axes, select_rows
 
 SELECTIONS = ("official", "heads")
@@ -71,7 +71,7 @@ class WeightSelection(Inheritance):
         return other_head_size(source, target)
 
     def keep(self, ancestor: DiT) -> Tensors:
-        return {name: tensor for name, tensor in ancestor.state_dict().items() if name != POSITIONS}
+        return all_but_positions(ancestor.state_dict())
 
     def _start(self, inherited: Inherited, target: DiTConfig, seed: int) -> DiT:
         """Everything is inherited: `seed` changes nothing."""

@@ -7,29 +7,22 @@ from typing import ClassVar
 from torch import nn
 
 from fine_core.checkpoints.native import load_model, save_model
-from fine_core.data.registry import load_dataset
 from fine_core.dit import DiT, count_macs, count_parameters
 from trainables.initializations import initialization
 from trainables.jobs.context import JobContext, Result
+from trainables.jobs.denoising import denoising_batches
 from trainables.jobs.kind import JobKind, Kept, Role
 from trainables.jobs.shapes import model_file_bytes
 from trainables.jobs.work import Work, training_work
 from trainables.specs.models import BaseModelSpec
 from trainables.storage.files import MODEL_FILE
 from trainables.storage.store import Store
-from trainables.training.batches import DenoisingBatches
 from trainables.training.loop import Progress, train
 
 
 def train_base(job: BaseModelSpec, context: JobContext, *, until_step: int | None = None) -> tuple[nn.Module, Progress]:
     """Train a base model to its end, or to a milestone."""
-    batches = DenoisingBatches(
-        load_dataset(job.dataset, "train"),
-        job.training,
-        null_label=job.model.num_classes,
-        seed=job.data_seed,
-        device=context.run.device,
-    )
+    batches = denoising_batches(job, context.run.device)
     return train(
         initialization(job.initialization.name).recipe(job, context.store),
         batches=batches,

@@ -9,19 +9,18 @@ import torch
 from torch import nn
 
 from fine_core.checkpoints.native import config_to_json, load_model, predicted_file_bytes, save_model
-from fine_core.data.registry import load_dataset
 from fine_core.dit import DiT
 from fine_core.initializers.inherited import ConstrainedInheritance, Inherited, fresh_model
 from fine_core.initializers.rebuilt import RebuiltDiT
 from fine_core.randomness import stream_seed
 from trainables.jobs.context import JobContext, Result
+from trainables.jobs.denoising import denoising_batches
 from trainables.jobs.kind import JobKind, Kept, Role, Workers
 from trainables.jobs.shapes import model_file_bytes
 from trainables.jobs.work import Work, training_work
 from trainables.specs.inherited import AncestorSpec, InheritedSpec
 from trainables.storage.files import INHERITED_FILE, MODEL_FILE
 from trainables.storage.store import Store
-from trainables.training.batches import DenoisingBatches
 from trainables.training.loop import Progress, train
 from trainables.training.phase import Phase
 
@@ -47,13 +46,7 @@ class PretrainingRecipe:
 
 
 def _pretrained(job: AncestorSpec | InheritedSpec, context: JobContext) -> tuple[nn.Module, Progress]:
-    batches = DenoisingBatches(
-        load_dataset(job.dataset, "train"),
-        job.training,
-        null_label=job.model.num_classes,
-        seed=job.data_seed,
-        device=context.run.device,
-    )
+    batches = denoising_batches(job, context.run.device)
     return train(
         PretrainingRecipe(job),
         batches=batches,

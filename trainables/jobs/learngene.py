@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from fine_core.checkpoints.native import load_model
-from fine_core.data.registry import load_dataset
 from fine_core.dit import DiT
 from fine_core.initializers.fine.decompose import decompose
 from fine_core.initializers.fine.factorized import FactorizedDiT
@@ -16,13 +15,14 @@ from fine_core.initializers.fine.learngene import Learngene
 from fine_core.initializers.rebuilt import merge
 from fine_core.randomness import stream_generator, stream_seed
 from trainables.jobs.context import JobContext, Result
+from trainables.jobs.denoising import denoising_batches
 from trainables.jobs.kind import JobKind, Kept, Role, Workers
 from trainables.jobs.shapes import model_file_bytes
 from trainables.jobs.work import Work, training_work
 from trainables.specs.models import DecompositionSpec, LearngeneSpec
 from trainables.storage.files import LEARNGENE_FILE, MODEL_FILE
 from trainables.storage.store import Store
-from trainables.training.batches import BatchSource, DenoisingBatches, DistillingBatches
+from trainables.training.batches import BatchSource, DistillingBatches
 from trainables.training.loop import train
 from trainables.training.phase import Phase
 
@@ -102,13 +102,7 @@ class LearngeneKind(_LearngeneKind):
 
     def run(self, job: LearngeneSpec, context: JobContext) -> Result:
         store, run = context.store, context.run
-        batches: BatchSource = DenoisingBatches(
-            load_dataset(job.dataset, "train"),
-            job.training,
-            null_label=job.model.num_classes,
-            seed=job.data_seed,
-            device=run.device,
-        )
+        batches: BatchSource = denoising_batches(job, run.device)
         recipe = LearngeneRecipe(job)
         if job.decomposition is not None:
             start = Learngene.load(store.fetch(job.decomposition, LEARNGENE_FILE)).factorized()
